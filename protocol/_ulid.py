@@ -1,0 +1,51 @@
+"""Monotonic ULIDs (github.com/ulid/spec): 48 bits of milliseconds, 80 bits of randomness, Crockford's base 32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+__all__ = ["UlidSequence", "encode_ulid"]
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_RANDOM_BITS = 80
+_TIME_MAX = 2**48 - 1
+
+
+def encode_ulid(value: int) -> str:
+    """Return the 26 characters of a 128-bit number."""
+    return (
+        _PAIRS[value >> 120]
+        + _PAIRS[(value >> 110) & 1023]
+        + _PAIRS[(value >> 100) & 1023]
+        + _PAIRS[(value >> 90) & 1023]
+        + _PAIRS[(value >> 80) & 1023]
+        + _PAIRS[(value >> 70) & 1023]
+        + _PAIRS[(value >> 60) & 1023]
+        + _PAIRS[(value >> 50) & 1023]
+        + _PAIRS[(value >> 40) & 1023]
+        + _PAIRS[(value >> 30) & 1023]
+        + _PAIRS[(value >> 20) & 1023]
+        + _PAIRS[(value >> 10) & 1023]
+        + _PAIRS[value & 1023]
+    )
+
+
+class UlidSequence:
+    """A source of strictly increasing ULIDs. Not thread-safe: the caller holds a lock.
+
+    Within one millisecond, and when the clock steps back, the previous value is incremented, as the specification's
+    section "Monotonicity" asks. The increment is random below 2**32 so that ids stay hard to guess.
+    """
+
+    def __init__(self, random_bits: Callable[[int], int]) -> None:
+        self._random_bits = random_bits
+        self._last = -1
+
+    def next(self, now_ms: int) -> str:
+        """Return the next id; ``now_ms`` is the wall clock in milliseconds since 1970."""
+        value = (min(max(now_ms, 0), _TIME_MAX) << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
+        if value >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
+            value = self._last + 1 + self._random_bits(32)
+        self._last = value
+        return encode_ulid(value)
