@@ -1,0 +1,44 @@
+"""The log: the EventStore contract and its engines."""
+
+from __future__ import annotations
+
+from ._clock import SystemClock, rfc3339
+from ._file_store import FileEventStore
+from ._files import Files, FileStat, OsFiles
+from ._logging import Logger, LogSink, add_sink, get_logger, remove_sink
+from ._memory import MemoryEventStore
+from ._open import open_store
+from ._store import (
+    Appended,
+    AppendRequest,
+    BatchResult,
+    EventStore,
+    Finding,
+    HaltRecord,
+    SessionBatch,
+    SessionInfo,
+)
+
+__all__ = [
+    "AppendRequest",
+    "Appended",
+    "BatchResult",
+    "EventStore",
+    "FileEventStore",
+    "FileStat",
+    "Files",
+    "Finding",
+    "HaltRecord",
+    "LogSink",
+    "Logger",
+    "MemoryEventStore",
+    "OsFiles",
+    "SessionBatch",
+    "SessionInfo",
+    "SystemClock",
+    "add_sink",
+    "get_logger",
+    "open_store",
+    "remove_sink",
+    "rfc3339",
+]

@@ -1,0 +1,124 @@
+"""Where log events go: structlog as the embedding program set it up, or the standard library's ``logging``.
+
+structlog without any set-up prints every level to standard output, which a library must not do to its host. So until
+the program calls ``structlog.configure`` (or ``logmark.logs.configure``), events go to the standard logger "logmark",
+where warnings reach standard error and the rest nothing. The choice is made at each event, so a later set-up counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+__all__ = ["LogSink", "Logger", "add_sink", "get_logger", "remove_sink"]
+
+LogSink = Callable[[Mapping[str, Any]], None]
+"""Gets each log event as a mapping with ``event`` and ``level``; called in the thread that logs."""
+
+_sinks: tuple[LogSink, ...] = ()
+_sinks_mutex = threading.Lock()  # for those who change it: two at once would lose one of the sinks
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def add_sink(sink: LogSink) -> None:
+    """Show every later log event to ``sink`` as well, whatever structlog is set up to do."""
+    global _sinks  # noqa: PLW0603 - replaced as a whole, so that a logging thread reads the old or the new tuple
+    with _sinks_mutex:
+        _sinks = (*_sinks, sink)
+
+
+def remove_sink(sink: LogSink) -> None:
+    """Undo ``add_sink``."""
+    global _sinks  # noqa: PLW0603 - see add_sink
+    with _sinks_mutex:
+        _sinks = tuple(other for other in _sinks if other is not sink)
+
+
+def _standard_logger() -> Any:
+    return structlog.wrap_logger(
+        logging.getLogger("logmark"),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+    )
+
+
+class Logger:
+    """A logger with bound keys. Safe from any thread."""
+
+    __slots__ = ("_bound", "_logger", "_made_for")
+
+    def __init__(self, bound: Mapping[str, Any]) -> None:
+        self._bound = dict(bound)
+        self._made_for: object = None
+        self._logger: Any = None
+
+    def bind(self, **keys: Any) -> Logger:
+        """Return a logger that adds these keys to each event."""
+        return Logger({**self._bound, **keys})
+
+    def _target(self) -> Any:
+        made_for: object = structlog.get_config()["processors"] if structlog.is_configured() else Logger
+        if self._made_for is not made_for:
+            base = _standard_logger() if made_for is Logger else structlog.get_logger("logmark")
+            self._logger = base.bind(**self._bound)
+            self._made_for = made_for
+        return self._logger
+
+    def enabled(self, level: str) -> bool:
+        """Say whether an event of this level would go anywhere; lets a hot path skip the work of describing it."""
+        if _sinks:
+            return True
+        try:
+            target = self._target()
+            ask = getattr(target, "is_enabled_for", None) or getattr(target, "isEnabledFor", None)
+            return ask is None or bool(ask(_LEVELS[level]))
+        except Exception:
+            return True  # the event itself will say so
+
+    def _log(self, level: str, event: str, keys: dict[str, Any]) -> None:
+        # A broken pipe or a processor that raises may cost the event, never an append or an actor's thread.
+        for sink in _sinks:
+            try:
+                sink({"event": event, "level": level, **self._bound, **keys})
+            except Exception as error:
+                _report_lost(event, error)
+        try:
+            getattr(self._target(), level)(event, **keys)
+        except Exception as error:
+            _report_lost(event, error)
+
+    def debug(self, event: str, **keys: Any) -> None:
+        """Log what only a developer wants to see."""
+        self._log("debug", event, keys)
+
+    def info(self, event: str, **keys: Any) -> None:
+        """Log what happened."""
+        self._log("info", event, keys)
+
+    def warning(self, event: str, **keys: Any) -> None:
+        """Log what someone should look at when there is time."""
+        self._log("warning", event, keys)
+
+    def error(self, event: str, **keys: Any) -> None:
+        """Log what someone should look at now."""
+        self._log("error", event, keys)
+
+
+def _report_lost(event: str, error: Exception) -> None:
+    with contextlib.suppress(Exception):  # if this cannot be told either, there is nobody left to tell
+        logging.getLogger("logmark").error("log event %s was lost: %r", event, error)
+
+
+def get_logger(**bound: Any) -> Logger:
+    """Return a logger of this package with bound keys."""
+    return Logger(bound)

@@ -1,0 +1,182 @@
+"""The memory engine: the same contract without a disk, for tests and for programs that need no durability."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Iterator, Sequence
+
+from ..protocol import (
+    SEQ_MAX,
+    AppendError,
+    Clock,
+    RawEnvelope,
+    SequenceExhausted,
+    SessionHalted,
+    WrongExpectedSeq,
+)
+from ._clock import SystemClock, rfc3339
+from ._ids_index import IdIndex, settle
+from ._store import Appended, AppendRequest, BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo
+
+__all__ = ["MemoryEventStore"]
+
+
+class _Log:
+    __slots__ = ("events", "halt", "ids", "seqs", "through")
+
+    def __init__(self) -> None:
+        self.events: list[RawEnvelope] = []
+        self.seqs: list[int] = []
+        self.through = 0
+        self.ids = IdIndex()
+        self.halt: HaltRecord | None = None
+
+
+class MemoryEventStore(EventStore):
+    """Sessions as lists, gone with the process."""
+
+    is_shared = False
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self.url = "memory:"
+        self._clock = clock or SystemClock()
+        self._logs: dict[str, _Log] = {}
+        self._mutex = threading.Lock()
+
+    def append(self, batches: Sequence[SessionBatch]) -> list[BatchResult]:
+        """See ``EventStore.append``."""
+        with self._mutex:
+            return [self._append(batch) for batch in batches]
+
+    def _append(self, batch: SessionBatch) -> BatchResult:
+        log = self._logs.setdefault(batch.session_id, _Log())
+        before = log.seqs[-1] if log.seqs else 0
+        answers: list[Appended | AppendError] = []
+        size = 0
+        for request in batch.requests:
+            answer = self._answer(batch.session_id, log, request)
+            answers.append(answer)
+            if isinstance(answer, Appended) and answer.written:
+                for event in request.events:
+                    log.through += 1
+                    log.events.append(event.stamped(batch.session_id, log.through))
+                    log.seqs.append(log.through)
+                    log.ids.add(event.id, log.through)
+                    size += event.size_bytes
+        return BatchResult(
+            session_id=batch.session_id,
+            answers=tuple(answers),
+            last_seq_before=before,
+            last_seq=log.seqs[-1] if log.seqs else 0,
+            bytes_written=size,
+        )
+
+    def _answer(self, session_id: str, log: _Log, request: AppendRequest) -> Appended | AppendError:
+        if log.halt is not None:
+            return SessionHalted(session_id=session_id, reason=log.halt.reason, halted_at=log.halt.at)
+        settled = settle(session_id, request, log.ids, {})
+        if settled is not None:
+            return settled
+        last_seq = log.seqs[-1] if log.seqs else 0
+        if request.expected_seq is not None and request.expected_seq != last_seq:
+            return WrongExpectedSeq(session_id=session_id, expected_seq=request.expected_seq, last_seq=last_seq)
+        if log.through + len(request.events) > SEQ_MAX:
+            return SequenceExhausted(session_id=session_id, last_seq=log.through)
+        return Appended(log.through + 1, log.through + len(request.events))
+
+    def _readable(self, session_id: str, *, halted_ok: bool = False) -> _Log:
+        log = self._logs.get(session_id)
+        if log is None:
+            return _Log()
+        if log.halt is not None and not halted_ok:
+            raise SessionHalted(session_id=session_id, reason=log.halt.reason, halted_at=log.halt.at)
+        return log
+
+    def read(
+        self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
+    ) -> Iterator[RawEnvelope]:
+        """See ``EventStore.read``."""
+        with self._mutex:  # so that an append of several events is seen wholly or not at all
+            log = self._readable(session_id, halted_ok=halted_ok)
+            start = bisect.bisect_left(log.seqs, from_seq)
+            end = len(log.seqs) if through_seq is None else bisect.bisect_right(log.seqs, through_seq)
+        return (log.events[index] for index in range(start, end))
+
+    def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
+        """See ``EventStore.read_backwards``."""
+        with self._mutex:
+            log = self._readable(session_id)
+            end = len(log.seqs) if before_seq is None else bisect.bisect_left(log.seqs, before_seq)
+        return (log.events[index] for index in range(end - 1, -1, -1))
+
+    def info(self, session_id: str) -> SessionInfo:
+        """See ``EventStore.info``."""
+        with self._mutex:
+            log = self._readable(session_id, halted_ok=True)
+            return SessionInfo(
+                session_id=session_id,
+                last_seq=log.seqs[-1] if log.seqs else 0,
+                next_seq=log.through + 1,
+                first_seq=log.seqs[0] if log.seqs else 0,
+                halted=None if log.halt is None else log.halt.reason,
+            )
+
+    def sessions(self) -> Iterator[str]:
+        """See ``EventStore.sessions``."""
+        with self._mutex:
+            found = sorted(name for name, log in self._logs.items() if log.through or log.halt)
+        return iter(found)
+
+    def reserve(self, session_id: str, through_seq: int) -> None:
+        """See ``EventStore.reserve``."""
+        with self._mutex:
+            log = self._logs.setdefault(session_id, _Log())
+            if log.halt is not None:
+                raise SessionHalted(session_id=session_id, reason=log.halt.reason, halted_at=log.halt.at)
+            if through_seq > SEQ_MAX:
+                raise SequenceExhausted(session_id=session_id, last_seq=log.through)
+            log.through = max(log.through, through_seq)
+
+    def halt(self, session_id: str, reason: str, *, first_event_id: str | None = None) -> None:
+        """See ``EventStore.halt``."""
+        with self._mutex:
+            log = self._logs.setdefault(session_id, _Log())
+            if log.halt is None:
+                log.halt = HaltRecord(
+                    session_id=session_id,
+                    reason=reason,
+                    at=rfc3339(self._clock.time_ns()),
+                    first_event_id=first_event_id,
+                )
+
+    def halted(self, session_id: str) -> HaltRecord | None:
+        """See ``EventStore.halted``."""
+        log = self._logs.get(session_id)
+        return None if log is None else log.halt
+
+    def clear_halt(self, session_id: str) -> None:
+        """See ``EventStore.clear_halt``; memory is always sound."""
+        log = self._logs.get(session_id)
+        if log is not None:
+            log.halt = None
+
+    def verify(self, session_id: str) -> list[Finding]:
+        """See ``EventStore.verify``."""
+        halt = self.halted(session_id)
+        if halt is None:
+            return []
+        detail = f"halted since {halt.at}: {halt.reason}"
+        return [Finding(session_id=session_id, kind="halt", detail=detail, harmless=False)]
+
+    def repair(self, session_id: str, *, dry_run: bool = False) -> list[str]:
+        """See ``EventStore.repair``; memory has only its halt to clear."""
+        halt = self.halted(session_id)
+        if halt is None:
+            return []
+        if not dry_run:
+            self.clear_halt(session_id)
+        return [f"clear the halt ({halt.reason})"]
+
+    def close(self) -> None:
+        """See ``EventStore.close``."""

@@ -1,0 +1,255 @@
+"""The contract of an event store, and the values it trades in.
+
+A store is the one authority that assigns numbers. Everything above it caches its answers.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from ..protocol import AppendError, EncodedEvent, RawEnvelope
+
+__all__ = [
+    "AppendRequest",
+    "Appended",
+    "BatchResult",
+    "EventStore",
+    "Finding",
+    "HaltRecord",
+    "SessionBatch",
+    "SessionInfo",
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AppendRequest:
+    """The events of one ``append`` or ``append_many``: written together or not at all.
+
+    Attributes:
+        events: at least one.
+        expected_seq: what the session's last_seq must be, or None for any.
+    """
+
+    events: tuple[EncodedEvent, ...]
+    expected_seq: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SessionBatch:
+    """What one session wants written in one commit, in order."""
+
+    session_id: str
+    requests: tuple[AppendRequest, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Appended:
+    """The numbers of one request, contiguous from first to last.
+
+    Attributes:
+        written: False when the request was a retry: its ids were there, and these are the numbers of the first write.
+    """
+
+    first_seq: int
+    last_seq: int
+    written: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BatchResult:
+    """The answer to a ``SessionBatch``.
+
+    Attributes:
+        answers: one for each request, in order: its numbers, or why it failed.
+        last_seq_before: number of the session's last event as found under the lock, before this batch; what another
+            process appended is below it.
+        last_seq: number of the session's last event after this batch.
+        bytes_written: what the commit added to the log.
+        sync_s: seconds that making it durable took; 0 when nothing was written.
+    """
+
+    session_id: str
+    answers: tuple[Appended | AppendError, ...]
+    last_seq_before: int
+    last_seq: int
+    bytes_written: int = 0
+    sync_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SessionInfo:
+    """What a store knows of a session without reading its events.
+
+    Attributes:
+        last_seq: number of the last durable event, 0 when there is none.
+        next_seq: number that the next event will get: ``last_seq + 1``, or more after a reservation.
+        first_seq: number of the first event that can be read, 0 when there is none.
+        halted: why the session is halted, or None.
+        damage: what is wrong with its log, or None; only ``Runtime.sessions`` sets it, where ``info`` would raise.
+    """
+
+    session_id: str
+    last_seq: int
+    next_seq: int
+    first_seq: int = 0
+    halted: str | None = None
+    damage: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HaltRecord:
+    """Why a session refuses appends and replays.
+
+    Attributes:
+        at: RFC 3339 time of the halt, in UTC.
+        first_event_id: id of the first event in doubt, or None.
+    """
+
+    session_id: str
+    reason: str
+    at: str
+    first_event_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a verification found.
+
+    Attributes:
+        kind: ``damage``, ``lost``, ``gap``, ``schema``, ``halt``, ``torn_tail`` or ``head``.
+        harmless: True when the next append mends it and no acknowledged event is concerned.
+        event_seq: the first number concerned, or None.
+        place: file and byte offset, or the engine's own word; None when it has none.
+    """
+
+    session_id: str
+    kind: str
+    detail: str
+    harmless: bool
+    event_seq: int | None = None
+    place: str | None = None
+
+
+class EventStore(abc.ABC):
+    """An append-only log of events per session. Every method is safe from any thread.
+
+    ``append`` must not be called for one session from two threads at once by the same runtime (a PersistActor never
+    does); other runtimes and processes may hold the same store, and the store keeps them apart.
+    """
+
+    is_shared: bool = True
+    """Whether other runtimes can hold the same store, so that a runtime has to look out for what they append."""
+    url: str
+    """What ``logmark.open`` would take to open this store again."""
+
+    @abc.abstractmethod
+    def append(self, batches: Sequence[SessionBatch]) -> list[BatchResult]:
+        """Number and write events; return when they are durable.
+
+        Each request gets ``last_seq + 1 …`` of its session in the order given; a number in the caller's envelope has
+        no meaning here. A request whose event ids are all present is a retry and is answered with the first numbers. A
+        failure concerns the requests that it names and no others: it is in the answers, never raised.
+
+        Returns:
+            one result for each batch, in order.
+        """
+
+    @abc.abstractmethod
+    def read(
+        self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
+    ) -> Iterator[RawEnvelope]:
+        """Yield the durable events from a number upwards, lazily, as of the call.
+
+        What lies before ``from_seq`` is not read. Numbers that were reserved and never used are not there.
+
+        Args:
+            session_id: a session; one without events yields nothing.
+            from_seq: the first number wanted; 0 is the same as 1.
+            through_seq: the last number wanted, or None for the last there is.
+            halted_ok: read a halted session, and a damaged one up to the damage.
+
+        Raises:
+            SessionHalted: the session is halted.
+            LogCorrupt: at the damaged row, after the good ones before it.
+            SchemaMismatch: at a row of another schema version.
+        """
+
+    @abc.abstractmethod
+    def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
+        """Yield the durable events below a number (None: from the last) downwards, lazily; raises as ``read`` does."""
+
+    @abc.abstractmethod
+    def info(self, session_id: str) -> SessionInfo:
+        """Return what is known of a session; one that was never written to has ``last_seq`` 0.
+
+        Raises:
+            SchemaMismatch, LogCorrupt: the end of the log cannot be trusted.
+        """
+
+    def last_seq(self, session_id: str) -> int:
+        """Return the number of the last durable event, 0 when there is none; raises as ``info`` does."""
+        return self.info(session_id).last_seq
+
+    @abc.abstractmethod
+    def sessions(self) -> Iterator[str]:
+        """Yield the id of every session that was ever written to, in the order of their ids."""
+
+    @abc.abstractmethod
+    def reserve(self, session_id: str, through_seq: int) -> None:
+        """Make every number up to ``through_seq`` used, durably; events get later ones. Never lowers anything.
+
+        Raises:
+            AppendRejected: as an append would be.
+        """
+
+    @abc.abstractmethod
+    def halt(self, session_id: str, reason: str, *, first_event_id: str | None = None) -> None:
+        """Refuse appends and replays of a session until ``clear_halt``, durably; a first reason stays."""
+
+    @abc.abstractmethod
+    def halted(self, session_id: str) -> HaltRecord | None:
+        """Return why a session is halted, or None; a damaged record counts as a halt."""
+
+    @abc.abstractmethod
+    def clear_halt(self, session_id: str) -> None:
+        """Verify the session and, when it is sound, let it go on.
+
+        Raises:
+            LogCorrupt, SchemaMismatch: it is not sound; it stays halted.
+        """
+
+    @abc.abstractmethod
+    def verify(self, session_id: str) -> list[Finding]:
+        """Read the whole session, disturbing nobody, and return what is wrong with it."""
+
+    def verify_store(self) -> list[Finding]:
+        """Return what is wrong with the store beyond the sessions that it names; their ``session_id`` is empty."""
+        return []
+
+    @abc.abstractmethod
+    def repair(self, session_id: str, *, dry_run: bool = False) -> list[str]:
+        """Make a session sound again, keeping every byte that is taken out, and clear its halt.
+
+        Numbers that were told and whose events are lost stay used. Doing it twice changes nothing.
+
+        Args:
+            session_id: the session; a sound one is left alone.
+            dry_run: only say what would be done.
+
+        Returns:
+            a sentence for each step, none for a sound session.
+
+        Raises:
+            LockTimeout: somebody is writing.
+            SchemaMismatch: the session is of another schema version.
+            LogCorrupt: it could not be made sound; it stays halted.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release what the store holds; a second call does nothing."""
+
+    def after_fork_in_child(self) -> None:  # noqa: B027 - optional: most engines hold nothing that a child must drop
+        """Drop, in a forked child, what would keep a lock of the parent alive."""
