@@ -1,0 +1,115 @@
+"""The WatchActor: learns what other processes append to the sessions that somebody follows here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pykka import ActorDeadError
+
+from ..protocol import Clock, Limits
+from ..storage import EventStore, Logger
+from ._base import LogmarkActor
+from ._dispatch import Dispatcher
+from ._seams import BlockingReads, Timers
+from .messages import Looked, Unwatch, Watch, WatchTick
+
+__all__ = ["WatchActor"]
+
+
+class WatchActor(LogmarkActor):
+    """Asks the store, ``Limits.watch_interval_s`` after each answer, how far the watched sessions go.
+
+    Args:
+        observed: called with a session and the number of its last event; must not block.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        observed: Callable[[str, int], None],
+        timers: Timers,
+        reads: BlockingReads,
+        limits: Limits,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        log: Logger,
+    ) -> None:
+        super().__init__(
+            dispatcher=dispatcher,
+            clock=clock,
+            log=log.bind(actor="watch"),
+            restarts_max=limits.actor_restarts_max,
+            restart_window_s=limits.actor_restart_window_s,
+            timers=timers,
+        )
+        self._store = store
+        self._observed = observed
+        self._timers = timers
+        self._reads = reads
+        self._interval_s = limits.watch_interval_s
+        self._watched: dict[str, int] = {}
+        self._failed: set[str] = set()
+        self._pending = False
+
+    def on_receive(self, message: Any) -> None:
+        """Count who is watched, look, tell."""
+        match message:
+            case Watch():
+                self._watched[message.session_id] = self._watched.get(message.session_id, 0) + 1
+            case Unwatch():
+                self._unwatch(message.session_id)
+            case WatchTick():
+                sessions = tuple(self._watched)
+                try:
+                    self._reads.submit(lambda: self._look(sessions))
+                except RuntimeError:  # no thread for it: look at the next tick
+                    self._pending = False
+            case Looked():
+                self._pending = False
+                self._on_looked(message)
+            case _:
+                super().on_receive(message)
+
+    def on_drained(self) -> None:
+        """Look again later, while there is something to look at."""
+        if self._watched and not self._pending:
+            self._pending = True
+            self._timers.after(self._interval_s, self.actor_ref, WatchTick())
+
+    def _unwatch(self, session_id: str) -> None:
+        count = self._watched.get(session_id, 0) - 1
+        if count > 0:
+            self._watched[session_id] = count
+        else:
+            self._watched.pop(session_id, None)
+            self._failed.discard(session_id)
+
+    def _look(self, sessions: tuple[str, ...]) -> None:
+        """Ask the store; runs where it may block."""
+        found: dict[str, int] = {}
+        failed: dict[str, str] = {}
+        for session_id in sessions:
+            try:
+                found[session_id] = self._store.last_seq(session_id)
+            except Exception as error:  # whatever it is: a look that never answers would be the last
+                failed[session_id] = repr(error)
+        try:
+            self.actor_ref.tell(Looked(found, failed))
+        except ActorDeadError:
+            self._log.debug("look_dropped", sessions=len(sessions))
+
+    def _on_looked(self, message: Looked) -> None:
+        for session_id, error in message.failed.items():
+            if session_id not in self._failed:  # once: whoever reads the session gets the error itself
+                self._failed.add(session_id)
+                self._log.warning("watch_failed", session=session_id, error=error)
+        for session_id, last_seq in message.found.items():
+            self._failed.discard(session_id)
+            self._observed(session_id, last_seq)
+
+    def on_message_failed(self, message: Any) -> None:
+        """Look again when the tick or the answer was lost; one that is still on its way goes on by itself."""
+        if isinstance(message, WatchTick | Looked):
+            self._pending = False

@@ -1,0 +1,59 @@
+"""How far a session is durable, for those who wait for it."""
+
+from __future__ import annotations
+
+import threading
+
+from ..protocol import Clock
+
+__all__ = ["Watermark"]
+
+
+class Watermark:
+    """A number that only rises. Safe from any thread."""
+
+    __slots__ = ("_changed", "_clock", "_ended", "_seq", "_waiting")
+
+    def __init__(self, clock: Clock, seq: int = 0) -> None:
+        self._clock = clock
+        self._changed = threading.Condition(threading.Lock())
+        self._seq = seq
+        self._waiting = 0
+        self._ended = False
+
+    @property
+    def seq(self) -> int:
+        """The number now."""
+        return self._seq
+
+    def rise(self, seq: int) -> None:
+        """Rise to a number; lower ones change nothing."""
+        if seq <= self._seq:
+            return
+        with self._changed:
+            self._seq = max(self._seq, seq)
+            if self._waiting:
+                self._changed.notify_all()
+
+    def wait_for(self, seq: int, timeout_s: float | None) -> bool:
+        """Wait until the number is reached; False when the time ran out or the runtime ended."""
+        deadline = None if timeout_s is None else self._clock.monotonic() + timeout_s
+        with self._changed:
+            self._waiting += 1
+            try:
+                while self._seq < seq:
+                    if self._ended:
+                        return False
+                    left = None if deadline is None else deadline - self._clock.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    self._changed.wait(left)
+            finally:
+                self._waiting -= 1
+        return True
+
+    def end(self) -> None:
+        """Let go of who waits: nothing will rise any more."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
