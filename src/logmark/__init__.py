@@ -1,0 +1,125 @@
+"""Durable, ordered event streams for threaded Python programs.
+
+>>> import logmark
+>>> with logmark.open("memory:") as rt:
+...     session = rt.session("chat-42")
+...     session.append("message.created", {"text": "hi"})
+1
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .errors import (
+    AppendRejected,
+    AppendUncertain,
+    LogCorrupt,
+    LogmarkError,
+    Overloaded,
+    SessionHalted,
+    WrongExpectedSeq,
+)
+from .protocol import Envelope, JobMark, JobStatusRule, Limits, RawEnvelope
+
+if TYPE_CHECKING:
+    from . import actors, logs, protocol, storage, testing
+    from ._job import Job
+    from ._page import Page
+    from ._runtime import Runtime
+    from ._session import Session
+    from ._subscription import Subscription
+    from .storage import SessionInfo
+
+__all__ = [
+    "AppendRejected",
+    "AppendUncertain",
+    "Envelope",
+    "Job",
+    "JobMark",
+    "Limits",
+    "LogCorrupt",
+    "LogmarkError",
+    "Overloaded",
+    "Page",
+    "RawEnvelope",
+    "Runtime",
+    "Session",
+    "SessionHalted",
+    "SessionInfo",
+    "Subscription",
+    "WrongExpectedSeq",
+    "actors",
+    "errors",
+    "logs",
+    "open",
+    "protocol",
+    "storage",
+    "testing",
+]
+
+# Imported when first asked for: they bring the actors, the engines and structlog, which brings sockets.
+_LAZY = {
+    "Job": "._job",
+    "Page": "._page",
+    "Runtime": "._runtime",
+    "Session": "._session",
+    "SessionInfo": ".storage",
+    "Subscription": "._subscription",
+    "actors": ".actors",
+    "logs": ".logs",
+    "storage": ".storage",
+    "testing": ".testing",
+}
+
+
+def open(
+    url: str,
+    *,
+    limits: Limits | None = None,
+    durability: str = "fsync",
+    control_types: Iterable[str] = (),
+    job_status: Mapping[str, JobStatusRule] | None = None,
+    create: bool = True,
+) -> Runtime:
+    """Open a store and return its runtime.
+
+    Args:
+        url: a directory (``"data"`` or ``"file:data"``), or ``"memory:"``.
+        limits: every bound of the runtime.
+        durability: ``"fsync"``: an append returns when its bytes are on the disk. ``"os"``: when they are in the
+            operating system's page cache, which survives the process and not the machine.
+        control_types: types of the program that are control: sent with ``Session.send``, never numbered or stored.
+        job_status: for a type of the program, the status that it gives its job: text, or a function of the payload.
+        create: make the store when there is none; False raises ``StorageUnavailable`` instead.
+
+    Raises:
+        InvalidArgument: the URL names no engine, or another argument is wrong.
+        MissingExtra: the engine's packages are not installed.
+        StorageUnavailable: the store cannot be opened.
+    """
+    from ._runtime import open_runtime
+
+    return open_runtime(
+        url, limits=limits, durability=durability, control_types=control_types, job_status=job_status, create=create
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        module = importlib.import_module(_LAZY[name], __name__)
+        value = module if _LAZY[name] == f".{name}" else getattr(module, name)
+        globals()[name] = value
+        return value
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("logmark")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
