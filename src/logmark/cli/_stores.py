@@ -1,0 +1,40 @@
+"""Stores as the commands that only look open them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..protocol import InvalidArgument, check_session_id
+
+if TYPE_CHECKING:
+    from .._runtime import Runtime
+
+__all__ = ["has_session", "open_existing", "require_session"]
+
+
+def open_existing(url: str) -> Runtime:
+    """Open a store without making one; the runtime is a context manager that closes it.
+
+    Raises:
+        StorageUnavailable: there is none, or it cannot be opened.
+    """
+    from .. import open as open_store
+
+    return open_store(url, create=False)
+
+
+def has_session(runtime: Runtime, session_id: str) -> bool:
+    """Say whether the store has ever heard of a session."""
+    check_session_id(session_id, bytes_max=runtime.limits.session_id_bytes_max)
+    return any(known == session_id for known in runtime.store.sessions())
+
+
+def require_session(runtime: Runtime, session_id: str) -> None:
+    """Raise unless the store has the session: an empty answer to a misspelt name would pass for good news.
+
+    Raises:
+        InvalidArgument: it has not.
+    """
+    if not has_session(runtime, session_id):
+        message = f"there is no session {session_id!r} in {runtime.store.url}; see 'logmark ls'"
+        raise InvalidArgument(message)
