@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from . import messages
 from ._base import LogmarkActor
-from ._broadcast import BroadcastActor
+from ._broadcast import Batch, BroadcastActor
+from ._caller import CallerLane
 from ._dispatch import Dispatcher, Mailbox, ThreadDispatcher, Turns, refuse_in_turn
 from ._gate import Gate
 from ._job import JobActor
@@ -17,8 +18,10 @@ from ._watermark import Watermark
 
 __all__ = [
     "ActorSystem",
+    "Batch",
     "BlockingReads",
     "BroadcastActor",
+    "CallerLane",
     "Dispatcher",
     "Gate",
     "JobActor",

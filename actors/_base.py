@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pykka import Actor, ActorDeadError, ActorRegistry, Future, ThreadingFuture
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import Clock
 from ..storage import Logger
+from . import messages
 from ._dispatch import Dispatcher, Mailbox
 from ._seams import Timers
 from .messages import Resume
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["LogmarkActor"]
 
 
+_OWN_MESSAGES = frozenset(vars(messages)[name] for name in messages.__all__) - {Resume}
 _PAUSE_S_MIN = 0.01
 _PAUSE_S_MAX = 1.0
 
@@ -33,6 +35,9 @@ class LogmarkActor(Actor):
     ``restarts_max`` times within ``restart_window_s`` (``on_gave_up``); what it leaves unread when it stops goes to
     ``on_dead_letter``.
     """
+
+    travels: ClassVar[bool] = False
+    """Whether any thread that may block may give it its turn; see ``_dispatch.py``."""
 
     actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride] - what _create_actor_inbox makes
 
@@ -56,6 +61,7 @@ class LogmarkActor(Actor):
         self._pause_s = 0.0
         self._restarted_at: tuple[float, ...] = ()
         self._started = False
+        self._ended = False
 
     @staticmethod
     def _create_actor_inbox() -> Mailbox:
@@ -70,7 +76,7 @@ class LogmarkActor(Actor):
             self.actor_inbox.attach(self, self._dispatcher)
         except RuntimeError:  # there is no thread to give it a turn, so it never lived
             ActorRegistry.unregister(self.actor_ref)
-            self.actor_stopped.set()
+            self._end()
             raise
 
     def take_turn(self) -> bool:
@@ -79,25 +85,51 @@ class LogmarkActor(Actor):
             self._started = True
             self._guarded(self.on_start)
         waiting = self.actor_inbox.take()
-        for index, envelope in enumerate(waiting):
-            if self.actor_stopped.is_set():
-                self._bury(waiting[index:])
-                break
-            self._handle(envelope)
-            if self._pause_s > 0 and self._pause(waiting[index + 1 :]):
-                return False
+        if not self._handle_all(waiting):
+            return False
         # Restarted in on_drained: what it was about is due all the same, and failing for ever ends in giving up.
-        while not self.actor_stopped.is_set() and not self._guarded(self.on_drained):
+        while not self._ended and not self._guarded(self.on_drained):
             if self._pause_s > 0 and self._pause([]):
                 return False
-        if self.actor_stopped.is_set():
+        if self._ended:
             self._bury(self.actor_inbox.take())
-        return self.actor_inbox.finish_turn()
+            return self.actor_inbox.finish_turn(quiet=False)
+        return self.actor_inbox.finish_turn(quiet=self.is_quiet())
+
+    def _handle_all(self, waiting: list[Envelope[Any]]) -> bool:
+        """Handle messages in order; False when a pause ended the turn."""
+        if self._ended:
+            self._bury(waiting)
+            return True
+        for index, envelope in enumerate(waiting, 1):
+            message = envelope.message
+            if message.__class__ in _OWN_MESSAGES and envelope.reply_to is None:
+                try:
+                    self.on_receive(message)
+                except Exception as error:
+                    self._fail(error, message)
+            else:
+                self._handle(envelope)
+            if self.actor_stopped.is_set():
+                self._bury(waiting[index:])
+                return True
+            if self._pause_s > 0 and self._pause(waiting[index:]):
+                return False
+        return True
+
+    def _stop(self) -> None:
+        self._ended = True
+        super()._stop()
+
+    def _end(self) -> None:
+        """Stop without ``on_stop``."""
+        self._ended = True
+        self.actor_stopped.set()
 
     def _pause(self, unread: list[Envelope[Any]]) -> bool:
         """Take a rest after a failure that was not the first; False when there is none to take."""
         pause_s, self._pause_s = self._pause_s, 0.0
-        if self.actor_stopped.is_set() or self._timers_for_pauses is None:
+        if self._ended or self._timers_for_pauses is None:
             return False
         self.actor_inbox.pause(unread)
         self._timers_for_pauses.after(pause_s, self.actor_ref, Resume())
@@ -140,7 +172,7 @@ class LogmarkActor(Actor):
             return
         self._attempt(self.on_gave_up, error)
         ActorRegistry.unregister(self.actor_ref)
-        self.actor_stopped.set()
+        self._end()
         self._log.error("actor_gave_up", error=repr(error))
 
     def _attempt(self, hook: Callable[[Any], None], argument: Any) -> bool:
@@ -167,6 +199,10 @@ class LogmarkActor(Actor):
             self.on_dead_letter(message)
         except Exception as error:
             self._log.error("dead_letter_failed", message=type(message).__name__, error=repr(error), exc_info=error)
+
+    def is_quiet(self) -> bool:
+        """Say whether the next turn comes by itself, so that appends need not call for one; asked after a turn."""
+        return False
 
     def on_drained(self) -> None:
         """Act on what the turn's messages brought; called once after the last of them."""

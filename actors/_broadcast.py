@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
 
-from ..protocol import Clock, Limits
+from ..protocol import Clock, Limits, RawEnvelope
 from ..storage import Logger
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._seams import Timers
 from .messages import Committed, Observed, Subscribe, Subscriber, Unsubscribe
 
-__all__ = ["BroadcastActor"]
+__all__ = ["Batch", "BroadcastActor"]
+
+
+class Batch(tuple[RawEnvelope, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them
+    """What is offered to the subscribers of a session: measured once, however many they are.
+
+    Attributes:
+        first_seq, last_seq: of the events; None when there are only control envelopes.
+        controls: how many control envelopes stand among the events.
+        size_bytes: bytes of the payloads.
+    """
+
+    first_seq: int | None
+    last_seq: int | None
+    controls: int
+    size_bytes: int
+
+    def __new__(cls, envelopes: Iterable[RawEnvelope]) -> Self:
+        """Measure the envelopes, which are in order."""
+        self = super().__new__(cls, envelopes)
+        numbers = [envelope.event_seq for envelope in self]
+        self.controls = numbers.count(None)
+        if self.controls:
+            numbers = [number for number in numbers if number is not None]
+        self.first_seq, self.last_seq = (numbers[0], numbers[-1]) if numbers else (None, None)
+        self.size_bytes = sum([len(envelope.payload_json) for envelope in self])
+        return self
+
+    def events(self) -> Batch:
+        """Return the batch without its control envelopes."""
+        if not self.controls:
+            return self
+        return Batch(envelope for envelope in self if envelope.event_seq is not None)
 
 
 class BroadcastActor(LogmarkActor):
@@ -57,16 +90,18 @@ class BroadcastActor(LogmarkActor):
 
     def _offer(self, message: Committed) -> None:
         subscribers = tuple(self._subscribers)
+        if not subscribers:
+            return
+        batch = Batch(message.envelopes)
         for subscriber in subscribers:
-            self._offer_one(subscriber, message.envelopes, message.last_seq)
-        if subscribers and self._log.enabled("info"):
-            numbers = [envelope.event_seq for envelope in message.envelopes if envelope.event_seq is not None]
+            self._offer_one(subscriber, batch, message.last_seq)
+        if self._log.enabled("info"):
             self._log.info(
                 "batch_broadcast",
-                first_seq=numbers[0] if numbers else None,
-                last_seq=numbers[-1] if numbers else None,
-                events=len(numbers),
-                controls=len(message.envelopes) - len(numbers),
+                first_seq=batch.first_seq,
+                last_seq=batch.last_seq,
+                events=len(batch) - batch.controls,
+                controls=batch.controls,
                 subscribers=len(subscribers),
             )
 

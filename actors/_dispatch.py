@@ -3,36 +3,94 @@
 An actor is idle until something is put into its mailbox; then its dispatcher gives it a turn, in which it takes all
 that waits. At most one turn of an actor runs at a time, in whatever thread, and its messages are handled in order.
 So an idle actor costs memory and no thread, and what arrives during a turn is the next turn's batch.
+
+A change of threads costs more than most turns. So a thread that may block, a writer's or that of a caller who waits for
+his answer, has a *lane*: actors that *travel*, those on the way of an append, get the turn that became due by the turn
+before in the same thread, unless somebody else waits for that thread.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import WouldDeadlock
-from .messages import Resume
+from .messages import Append, Resume, Send
 
 if TYPE_CHECKING:
     from pykka._envelope import Envelope
 
-__all__ = ["Dispatcher", "Mailbox", "ThreadDispatcher", "Turns", "refuse_in_turn"]
+__all__ = [
+    "Dispatcher",
+    "LaneItem",
+    "Mailbox",
+    "ThreadDispatcher",
+    "Turns",
+    "give_back",
+    "is_lane",
+    "leave_thread",
+    "open_lane",
+    "refuse_in_turn",
+]
 
-_this_thread = threading.local()
+_MAY_WAIT = frozenset({Append, Send})
+
+
+LaneItem = tuple["ThreadDispatcher", "Turns"]
+"""An actor that is due, and the dispatcher that would give it its turn if the lane's thread did not."""
+
+
+class _ThisThread(threading.local):
+    """What a thread is to the actors."""
+
+    gives_turns = False
+    lane: deque[LaneItem] | None = None
+
+
+_this_thread = _ThisThread()
+
+
+def open_lane(lane: deque[LaneItem]) -> None:
+    """Give turns in this thread: travelling actors that become due by it are put here."""
+    _this_thread.gives_turns = True
+    _this_thread.lane = lane
+
+
+def leave_thread() -> None:
+    """Have travelling actors get their turns elsewhere from now on, as this thread must not block any more."""
+    _this_thread.lane = None
+
+
+def is_lane(lane: deque[LaneItem]) -> bool:
+    """Say whether this is still where travelling actors are put."""
+    return _this_thread.lane is lane
+
+
+def give_back(lane: deque[LaneItem]) -> None:
+    """Give no more turns in this thread, and pass on those that are due."""
+    _this_thread.lane = None
+    _this_thread.gives_turns = False
+    while lane:
+        dispatcher, actor = lane.popleft()
+        dispatcher.enqueue(actor)
 
 
 def refuse_in_turn(call: str) -> None:
     """Raise ``WouldDeadlock`` in a thread that gives turns: what blocks there waits for a turn that cannot come."""
-    if getattr(_this_thread, "gives_turns", False):
+    if _this_thread.gives_turns:
         raise WouldDeadlock(call=call)
 
 
 @runtime_checkable
 class Turns(Protocol):
     """What a dispatcher knows of an actor."""
+
+    travels: ClassVar[bool]
+    """Whether any thread that may block may give it its turn."""
 
     def take_turn(self) -> bool:
         """Handle all that waits; True when more has come meanwhile and another turn is due."""
@@ -48,15 +106,20 @@ class Dispatcher(Protocol):
 
 
 class Mailbox:
-    """An actor's inbox: pykka's three methods, and whole batches for the dispatcher."""
+    """An actor's inbox: pykka's three methods, and whole batches for the dispatcher.
 
-    __slots__ = ("_dispatcher", "_mutex", "_owner", "_paused", "_scheduled", "_waiting")
+    While its owner is *quiet*, because the answer it waits for will bring its next turn, appends and control envelopes
+    wait without calling for one.
+    """
+
+    __slots__ = ("_dispatcher", "_mutex", "_owner", "_paused", "_quiet", "_scheduled", "_waiting")
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._waiting: list[Envelope[Any]] = []
         self._scheduled = True  # until the actor is started, nobody may give it a turn
         self._paused = False
+        self._quiet = False
         self._owner: Turns | None = None
         self._dispatcher: Dispatcher | None = None
 
@@ -72,7 +135,7 @@ class Mailbox:
             self._waiting.append(envelope)
             if self._paused and isinstance(envelope.message, Resume | _ActorStop):
                 self._paused = False
-            if self._scheduled or self._paused:
+            if self._scheduled or self._paused or (self._quiet and envelope.message.__class__ in _MAY_WAIT):
                 return
             self._scheduled = True
         if self._dispatcher is not None and self._owner is not None:
@@ -106,19 +169,29 @@ class Mailbox:
         if stopping and self._dispatcher is not None and self._owner is not None:
             self._dispatcher.schedule(self._owner)
 
-    def finish_turn(self) -> bool:
-        """End a turn; True when messages came meanwhile, and the owner is still due."""
+    def finish_turn(self, *, quiet: bool) -> bool:
+        """End a turn; True when messages came meanwhile that call for another."""
         with self._mutex:
-            self._scheduled = bool(self._waiting)
+            self._quiet = quiet
+            self._scheduled = bool(self._waiting) and (
+                not quiet or any(envelope.message.__class__ not in _MAY_WAIT for envelope in self._waiting)
+            )
             return self._scheduled
 
 
 class ThreadDispatcher:
-    """A few threads that give turns in the order in which actors became ready; threads start as they are needed."""
+    """A few threads that give turns in the order in which actors became ready; threads start as they are needed.
 
-    def __init__(self, name: str, threads_max: int) -> None:
+    Args:
+        name: of the threads.
+        threads_max: how many there may be.
+        may_block: whether travelling actors get their turns here when a turn given here made them due.
+    """
+
+    def __init__(self, name: str, threads_max: int, *, may_block: bool = False) -> None:
         self._name = name
         self._threads_max = threads_max
+        self._may_block = may_block
         self._ready: queue.SimpleQueue[Turns | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._mutex = threading.Lock()
@@ -126,7 +199,15 @@ class ThreadDispatcher:
         self._ended = False
 
     def schedule(self, actor: Turns) -> None:
-        """See ``Dispatcher.schedule``."""
+        """See ``Dispatcher.schedule``: a thread of this dispatcher gives the turn, or the current one by its lane."""
+        lane = _this_thread.lane
+        if lane is not None and actor.travels:
+            lane.append((self, actor))
+        else:
+            self.enqueue(actor)
+
+    def enqueue(self, actor: Turns) -> None:
+        """Have a thread of this dispatcher give the turn."""
         self._ready.put(actor)
         if len(self._threads) < self._threads_max:
             self._start_thread()
@@ -148,11 +229,20 @@ class ThreadDispatcher:
             self._threads.append(thread)
 
     def _run(self) -> None:
-        _this_thread.gives_turns = True
-        get, put = self._ready.get, self._ready.put
-        while (actor := get()) is not None:
+        lane: deque[LaneItem] = deque()
+        open_lane(lane)
+        if not self._may_block:
+            leave_thread()
+        ready = self._ready
+        while (actor := ready.get()) is not None:
             if actor.take_turn():
-                put(actor)  # behind the others: a busy actor does not keep a thread for itself
+                ready.put(actor)  # behind the others: a busy actor does not keep a thread for itself
+            while lane:
+                dispatcher, traveller = lane.popleft()
+                if not ready.empty():
+                    dispatcher.enqueue(traveller)  # others wait for this very thread
+                elif traveller.take_turn():
+                    lane.append((dispatcher, traveller))
 
     def stop(self) -> None:
         """End the threads after the turns that are due; what becomes due meanwhile is done here."""

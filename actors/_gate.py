@@ -19,13 +19,16 @@ class Gate:
     __slots__ = (
         "_bytes",
         "_bytes_max",
+        "_calm_s",
         "_changed",
         "_clock",
         "_closed",
         "_events",
         "_events_max",
+        "_mutex",
         "_session_id",
         "_wait_s",
+        "_waiting",
     )
 
     def __init__(self, session_id: str, limits: Limits, clock: Clock) -> None:
@@ -34,15 +37,27 @@ class Gate:
         self._bytes_max = limits.inbox_bytes_max
         self._wait_s = limits.inbox_wait_s
         self._clock = clock
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        self._changed: threading.Condition | None = None  # a kilobyte, and in most sessions nobody ever waits
         self._events = 0
         self._bytes = 0
         self._closed: AppendError | None = None
+        self._waiting = 0
+        self._calm_s: float | None = None
 
     @property
     def events(self) -> int:
         """Events accepted and not yet answered."""
         return self._events
+
+    def is_calm(self, commit_s_max: float) -> bool:
+        """Say whether nobody waits, and the last batch was one append that took no longer than that many seconds."""
+        calm_s = self._calm_s
+        return calm_s is not None and calm_s <= commit_s_max and not self._events
+
+    def note(self, appends: int, commit_s: float) -> None:
+        """Learn what the last batch was."""
+        self._calm_s = commit_s if appends == 1 else None
 
     def enter(self, events: int, size_bytes: int) -> None:
         """Take places, waiting for them until the deadline.
@@ -52,7 +67,7 @@ class Gate:
             Overloaded: the places did not come free in time.
             AppendRejected: what the gate was closed with: nothing is accepted any more.
         """
-        with self._changed:
+        with self._mutex:  # the condition's own lock, without its detour
             if self._closed is None and self._has_room(events, size_bytes):
                 self._events += events
                 self._bytes += size_bytes
@@ -71,7 +86,7 @@ class Gate:
             left = began + self._wait_s - self._clock.monotonic()
             if left <= 0:
                 raise Overloaded(session_id=self._session_id, waited_s=self._wait_s, waiting_events=self._events)
-            self._changed.wait(left)
+            self._wait(left)
         if self._closed is not None:
             raise copy.copy(self._closed)
         self._events += events
@@ -82,27 +97,37 @@ class Gate:
 
     def leave(self, events: int, size_bytes: int) -> None:
         """Give places back: their appends were answered."""
-        with self._changed:
+        with self._mutex:
             # Never below nothing: an interrupt after a submission makes its caller give back what the actor gives.
             self._events = max(0, self._events - events)
             self._bytes = max(0, self._bytes - size_bytes)
-            self._changed.notify_all()
+            if self._waiting and self._changed is not None:
+                self._changed.notify_all()
 
     def close(self, error: AppendError | None = None) -> None:
         """Accept nothing more; who waits for a place, or comes for one, is told so: ``RuntimeClosed`` unless given.
 
         The first reason stays.
         """
-        with self._changed:
+        with self._mutex:
             self._closed = self._closed or error or RuntimeClosed()
-            self._changed.notify_all()
+            if self._changed is not None:
+                self._changed.notify_all()
 
     def wait_empty(self, deadline: float) -> bool:
         """Wait until everything accepted was answered; False when the (monotonic) deadline came first."""
-        with self._changed:
+        with self._mutex:
             while self._events:
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return False
-                self._changed.wait(left)
+                self._wait(left)
         return True
+
+    def _wait(self, timeout_s: float) -> None:
+        changed = self._changed = self._changed or threading.Condition(self._mutex)
+        self._waiting += 1
+        try:
+            changed.wait(timeout_s)
+        finally:
+            self._waiting -= 1

@@ -18,16 +18,20 @@ from ..protocol import (
     RawEnvelope,
     RuntimeClosed,
     StorageUnavailable,
+    decode_marks,
+    encode_marks,
 )
-from ..storage import EventStore, Logger
+from ..storage import EventStore, Logger, Snapshot
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._seams import BlockingReads, Timers
-from .messages import Committed, GetMarks, Loaded, Observed
+from .messages import Committed, GetMarks, Loaded, Observed, Saved
 
 __all__ = ["JobActor"]
 
 _LOAD_EVENTS = 4096
+_SNAPSHOT = "marks"
+_EVENTS_PER_MARK = 4  # a snapshot has all marks: with many of them it is made less often, so that it stays cheap
 
 
 class JobActor(LogmarkActor):
@@ -35,6 +39,10 @@ class JobActor(LogmarkActor):
 
     What it is not told in order it reads from the log: everything at the start, what another process wrote later. The
     reading is done elsewhere, as this actor never blocks; questions wait until the marks include the number they name.
+
+    Every ``Limits.marks_unsaved_events_max`` events it has the store keep the marks, so that the next one need not read
+    from the start. A program whose status rules are functions goes without: nobody can tell whether they still are what
+    they were.
     """
 
     def __init__(
@@ -70,6 +78,9 @@ class JobActor(LogmarkActor):
         self._load_wanted_seq = 0  # what was wanted, and how many had asked, when the read on its way began
         self._load_questions = 0
         self._questions: list[GetMarks] = []
+        self._unsaved_max = limits.marks_unsaved_events_max
+        self._saved_seq = 0
+        self._saving = False
 
     def on_receive(self, message: Any) -> None:
         """Fold, load or answer."""
@@ -86,6 +97,8 @@ class JobActor(LogmarkActor):
                 self._questions.append(message)
             case Loaded():
                 self._on_loaded(message)
+            case Saved():
+                self._saving = False
             case _:
                 super().on_receive(message)
 
@@ -106,12 +119,56 @@ class JobActor(LogmarkActor):
             except RuntimeError as error:  # no thread for it
                 reason = f"its marks cannot be read: {error}"
                 self._on_loaded(Loaded(from_seq, (), 0, StorageUnavailable(store=self._store.url, reason=reason)))
+        unsaved = self._marks.last_seq - self._saved_seq
+        if unsaved >= self._unsaved_max and not self._saving and self._types.status_rules is not None:
+            self._save_marks(unsaved)
+
+    def _save_marks(self, unsaved: int) -> None:
+        """Have the marks kept by the store, unless they are so many that it is not yet worth it."""
+        seq, marks = self._marks.last_seq, self._marks.all()
+        if unsaved < len(marks) * _EVENTS_PER_MARK:
+            return
+        self._saved_seq = seq  # whether or not it can be saved: a disk that refuses is asked again as late as this
+        try:
+            self._reads.submit(lambda: self._save(seq, marks))
+        except RuntimeError as error:  # no thread for it
+            self._log.warning("marks_unsaved", seq=seq, error=repr(error))
+        else:
+            self._saving = True
+
+    def _save(self, seq: int, marks: list[JobMark]) -> None:
+        """Keep the marks; runs in a thread that may block."""
+        try:
+            data = encode_marks(self._types.status_rules or "", marks)
+            self._store.save_snapshot(self._session_id, _SNAPSHOT, Snapshot(seq, data))
+        except Exception as error:  # they are derived: without them, the log is read
+            self._log.warning("marks_unsaved", seq=seq, error=repr(error))
+        try:
+            self.actor_ref.tell(Saved())
+        except ActorDeadError:
+            return  # closing
+
+    def _load_marks(self) -> tuple[int, list[JobMark]] | None:
+        """Return the marks that the store has kept, and the number they go to; runs in a thread that may block."""
+        rules = self._types.status_rules
+        kept = None if rules is None else self._store.load_snapshot(self._session_id, _SNAPSHOT)
+        if rules is None or kept is None:
+            return None
+        try:
+            marks = decode_marks(rules, kept.data)
+        except ValueError as error:
+            self._log.info("marks_not_taken_over", seq=kept.seq, reason=str(error))
+            return None
+        self._log.info("marks_taken_over", seq=kept.seq, jobs=len(marks))
+        return kept.seq, marks
 
     def _load(self, from_seq: int) -> None:
         """Read the next part of the log; runs in a thread that may block."""
         try:
-            events = tuple(itertools.islice(self._store.read(self._session_id, from_seq=from_seq), _LOAD_EVENTS))
-            loaded = Loaded(from_seq, events, self._store.last_seq(self._session_id))
+            kept = self._load_marks() if from_seq == 1 else None
+            start = from_seq if kept is None else kept[0] + 1
+            events = tuple(itertools.islice(self._store.read(self._session_id, from_seq=start), _LOAD_EVENTS))
+            loaded = Loaded(from_seq, events, self._store.last_seq(self._session_id), kept=kept)
         except LogmarkError as error:
             loaded = Loaded(from_seq, (), 0, error)
         except Exception as error:  # whatever it is, who waits for the marks is told
@@ -131,7 +188,10 @@ class JobActor(LogmarkActor):
             return
         if message.from_seq != self._marks.last_seq + 1:
             return  # read for a state that a restart has thrown away
-        if message.events:
+        if message.kept is not None:
+            self._marks.restore(*message.kept)
+            self._saved_seq = self._marks.last_seq
+        if message.events or message.kept is not None:
             self._fold(message.events)
             self._wanted_seq = max(self._wanted_seq, self._load_wanted_seq)
             return
@@ -197,6 +257,7 @@ class JobActor(LogmarkActor):
         """Start again from the log."""
         self._wanted_seq = max(self._wanted_seq, self._load_wanted_seq, self._marks.last_seq)
         self._marks = JobMarks(self._types, rule_failed=self._rule_failed)
+        self._saved_seq = 0
         self._loading = False
 
     def on_gave_up(self, error: Exception) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from pykka import ActorDeadError, ActorRef
 
 from ..protocol import AppendUncertain, Clock, Limits, RuntimeClosed
-from ..storage import BatchResult, EventStore, Logger
+from ..storage import BatchResult, EventStore, Logger, WouldWait, set_patience
 from ._base import LogmarkActor
-from ._dispatch import Dispatcher
+from ._dispatch import Dispatcher, leave_thread
 from ._seams import Timers
 from .messages import HaltSession, Persist, Persisted
 
@@ -25,6 +25,8 @@ class PersistActor(LogmarkActor):
         store: assigns the numbers.
         answered: called after each answer, so that its pool knows how busy it is.
     """
+
+    travels = True
 
     def __init__(
         self,
@@ -55,19 +57,32 @@ class PersistActor(LogmarkActor):
             case Persist():
                 self._writing = message
                 began = self._clock.monotonic()
-                (result,) = self._store.append([message.batch])
-                self._answer(message, result, self._clock.monotonic() - began)
+                try:
+                    (result,) = self._store.append([message.batch])
+                except WouldWait:
+                    self._go_home(message)
+                else:
+                    self._answer(message, result, self._clock.monotonic() - began)
             case HaltSession():
-                if self._answered is not None:
-                    self._answered(self.actor_ref)
+                self._count_answered()
+                set_patience(may_wait=True)  # a batch of the same session may be next, and must find the halt
                 self._store.halt(message.session_id, message.reason, first_event_id=message.first_event_id)
             case _:
                 super().on_receive(message)
 
-    def _answer(self, message: Persist, result: BatchResult, commit_s: float) -> None:
+    def _go_home(self, message: Persist) -> None:
+        """Write it in a thread that may wait: the caller's own must not."""
         self._writing = None
+        leave_thread()
+        self.actor_ref.tell(message)
+
+    def _count_answered(self) -> None:
         if self._answered is not None:
             self._answered(self.actor_ref)
+
+    def _answer(self, message: Persist, result: BatchResult, commit_s: float) -> None:
+        self._writing = None
+        self._count_answered()
         try:
             message.reply_to.tell(Persisted(message.batch_id, result, commit_s))
         except ActorDeadError:
@@ -136,6 +151,10 @@ class WriterPool:
     def choose(self) -> ActorRef[Any]:
         """Return the writer for the next batch, and count the batch as its own."""
         with self._mutex:
+            for idle, busy in self._busy.items():
+                if not busy and idle.is_alive():
+                    self._busy[idle] = 1
+                    return idle
             for dead in [ref for ref in self._busy if not ref.is_alive()]:
                 del self._busy[dead]
             writer = min(self._busy, key=lambda ref: self._busy[ref], default=None)

@@ -84,6 +84,28 @@ class SessionActor(LogmarkActor):
         watermark: rises as numbers become durable.
     """
 
+    # With all of its attributes in a dict, more than Python shares the keys of, an idle session would take 1.2 kB more.
+    __slots__ = (
+        "_batch_ids",
+        "_broadcast",
+        "_children",
+        "_choose_writer",
+        "_gate",
+        "_halt_recorder",
+        "_in_flight",
+        "_jobs",
+        "_limits",
+        "_refusal",
+        "_timers",
+        "_unrecorded",
+        "_waiting",
+        "_watermark",
+        "_writer_check_due",
+        "session_id",
+    )
+
+    travels = True
+
     def __init__(
         self,
         *,
@@ -121,6 +143,7 @@ class SessionActor(LogmarkActor):
         self._writer_check_due = False
         self._refusal: SessionHalted | None = None
         self._halt_recorder: ActorRef[Any] | None = None
+        self._unrecorded: HaltSession | None = None
 
     @property
     def last_seq(self) -> int:
@@ -150,12 +173,16 @@ class SessionActor(LogmarkActor):
         while self._waiting and self._in_flight is None:
             self._hand_over()
 
+    def is_quiet(self) -> bool:
+        """While the writer has a batch, its answer brings the next turn; what comes meanwhile is the next batch."""
+        return self._in_flight is not None
+
     # -- towards the log ----------------------------------------------------------------------------------------
 
     def _hand_over(self) -> None:
         items, appends, declined = self._next_batch()
         if declined:
-            self._gate.leave(sum(len(each.request.events) for each in declined), _size(declined))
+            self._leave(declined)
         if not appends:
             # Nothing to store: control envelopes alone overtake nobody, as nothing is in flight.
             controls = tuple(item.envelope for item in items if isinstance(item, Send))
@@ -169,6 +196,9 @@ class SessionActor(LogmarkActor):
             # After a doubt, the batch goes to the writer that records the halt: another could be faster and write it.
             recorder, self._halt_recorder = self._halt_recorder, None
             writer = recorder if recorder is not None and recorder.is_alive() else self._choose_writer()
+            if self._unrecorded is not None:  # there was no writer for it: it goes before whatever is written next
+                writer.tell(self._unrecorded)
+                self._unrecorded = None
         except Exception as error:  # such as no thread for one: nobody was told anything, so nothing is written
             self._finish(StorageRejected(session_id=self.session_id, reason=f"there is no writer: {error!r}"))
             return
@@ -185,25 +215,36 @@ class SessionActor(LogmarkActor):
         items: list[Append | Send] = []
         appends: list[Append] = []
         declined: list[Append] = []
-        events = size = 0
-        while self._waiting:
-            item = self._waiting[0]
+        events_left, bytes_left = self._limits.batch_events_max, self._limits.batch_bytes_max
+        waiting = self._waiting
+        while waiting:
+            item = waiting[0]
             if isinstance(item, Append):
-                more = len(item.request.events)
-                bytes_more = sum(event.size_bytes for event in item.request.events)
-                full = events + more > self._limits.batch_events_max or size + bytes_more > self._limits.batch_bytes_max
-                if appends and full:
+                events_left -= len(item.request.events)
+                bytes_left -= item.size_bytes
+                if appends and (events_left < 0 or bytes_left < 0):
                     break
-                self._waiting.popleft()
+                waiting.popleft()
                 if not self._begin(item):
                     declined.append(item)
+                    events_left += len(item.request.events)
+                    bytes_left += item.size_bytes
                     continue
                 appends.append(item)
-                events, size = events + more, size + bytes_more
             else:
-                self._waiting.popleft()
+                waiting.popleft()
             items.append(item)
         return items, appends, declined
+
+    def _leave(self, appends: list[Append]) -> None:
+        """Give back the places of appends that were answered."""
+        if len(appends) == 1:
+            append = appends[0]
+            self._gate.leave(len(append.request.events), append.size_bytes)
+        else:
+            self._gate.leave(
+                sum([len(append.request.events) for append in appends]), sum([append.size_bytes for append in appends])
+            )
 
     def _check_writer(self) -> None:
         """Fail the batch in flight when its writer has died without a word."""
@@ -229,11 +270,13 @@ class SessionActor(LogmarkActor):
         self._finish(AppendUncertain(session_id=self.session_id, reason=reason, first_event_id=first_id))
 
     def _record_halt(self, reason: str, first_event_id: str | None) -> None:
+        halt = HaltSession(self.session_id, reason, first_event_id)
         try:
             writer = self._choose_writer()
-            writer.tell(HaltSession(self.session_id, reason, first_event_id))
+            writer.tell(halt)
         except Exception as error:
             self._log.error("halt_not_recorded", reason=f"no writer is running: {error!r}")
+            self._unrecorded = halt
         else:
             self._halt_recorder = writer
 
@@ -247,6 +290,27 @@ class SessionActor(LogmarkActor):
             self._on_observed(Observed(message.result.last_seq))
             return
         result = in_flight.result = message.result
+        self._gate.note(len(in_flight.appends), message.commit_s)
+        envelopes = self._envelopes(in_flight, result) if self._is_followed(in_flight) else ()
+        if self._log.enabled("info") or not all(isinstance(answer, Appended) for answer in result.answers):
+            self._log_persisted(in_flight, message)
+        known = self.last_seq
+        self._watermark.rise(result.last_seq)
+        if envelopes:
+            self._announce(Committed(envelopes, result.last_seq_before, result.last_seq))
+        elif result.last_seq > known:
+            self._announce(Observed(result.last_seq))  # nothing of ours was written, but others have been here
+        # The callers come last, so that what an append's caller asks next finds the append everywhere.
+        self._finish(None)
+
+    def _is_followed(self, in_flight: _InFlight) -> bool:
+        """Say whether anybody behind this actor has to see the batch itself, and not only how far the log goes."""
+        if self._broadcast is not None or self._jobs is not None or len(in_flight.items) != len(in_flight.appends):
+            return True
+        return any(event.job_id is not None for append in in_flight.appends for event in append.request.events)
+
+    def _envelopes(self, in_flight: _InFlight, result: BatchResult) -> tuple[RawEnvelope, ...]:
+        """Stamp what was written with its numbers, control envelopes in their places."""
         envelopes: list[RawEnvelope] = []
         answers = iter(result.answers)
         for item in in_flight.items:
@@ -255,20 +319,11 @@ class SessionActor(LogmarkActor):
                 continue
             answer = next(answers)
             if isinstance(answer, Appended) and answer.written:
-                envelopes.extend(
-                    event.stamped(self.session_id, seq)
-                    for seq, event in enumerate(item.request.events, answer.first_seq)
-                )
-        if self._log.enabled("info") or not all(isinstance(answer, Appended) for answer in result.answers):
-            self._log_persisted(in_flight, message)
-        known = self.last_seq
-        self._watermark.rise(result.last_seq)
-        if envelopes:
-            self._announce(Committed(tuple(envelopes), result.last_seq_before, result.last_seq))
-        elif result.last_seq > known:
-            self._announce(Observed(result.last_seq))  # nothing of ours was written, but others have been here
-        # The callers come last, so that what an append's caller asks next finds the append everywhere.
-        self._finish(None)
+                session_id = self.session_id
+                envelopes += [
+                    event.stamped(session_id, seq) for seq, event in enumerate(item.request.events, answer.first_seq)
+                ]
+        return tuple(envelopes)
 
     def _finish(self, error: AppendError | None) -> None:
         """Answer every caller of the batch in flight, with its own answer or with one error for all."""
@@ -283,7 +338,7 @@ class SessionActor(LogmarkActor):
             answers = (error or AppendUncertain(session_id=self.session_id, reason="no answer"),) * len(appends)
         for append, answer in zip(appends, answers, strict=True):
             self._settle(append, answer)
-        self._gate.leave(sum(len(each.request.events) for each in appends), _size(appends))
+        self._leave(appends)
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.
             controls = tuple(item.envelope for item in in_flight.items if isinstance(item, Send))
@@ -405,9 +460,17 @@ class SessionActor(LogmarkActor):
 
     def on_stop(self) -> None:
         """Stop: nothing that was accepted goes without an answer."""
-        self._finish(
-            AppendUncertain(session_id=self.session_id, reason="the runtime was closed before the disk answered")
-        )
+        if self._in_flight is not None:
+            # No halt: the writer still has the session's lock, so nothing is appended across what it does. Should that
+            # fail, the store halts the session.
+            self._finish(
+                AppendUncertain(
+                    session_id=self.session_id,
+                    reason="the runtime was closed before the disk answered",
+                    first_event_id=self._in_flight.appends[0].request.events[0].id,
+                    halted=False,
+                )
+            )
         self._reject_waiting(RuntimeClosed())
         self.on_drained()  # the control envelopes that are left
         self._stop_children()
@@ -437,7 +500,7 @@ class SessionActor(LogmarkActor):
     def _reject(self, append: Append, error: AppendError) -> None:
         if self._begin(append):
             self._settle(append, error)
-        self._gate.leave(len(append.request.events), _size([append]))
+        self._leave([append])
 
     # A caller's own mistake, such as settling the future itself, may not keep the answers from the others.
 
@@ -462,7 +525,3 @@ def _told(ref: ActorRef[Any], message: Any) -> bool:
     except ActorDeadError:
         return False
     return True
-
-
-def _size(appends: list[Append]) -> int:
-    return sum(event.size_bytes for append in appends for event in append.request.events)

@@ -60,11 +60,11 @@ class ThreadSeams:
             writer_dispatcher=self._writer_dispatcher,
             timers=self._timers,
             reads=self._reads,
-            random_bits=random.SystemRandom().getrandbits,
+            random_bits=random.Random().getrandbits,  # noqa: S311 - seeded by the system; ids are unique, not secret
         )
 
     def _writer_dispatcher(self, number: int) -> Dispatcher:
-        dispatcher = ThreadDispatcher(f"persist-{number}", 1)
+        dispatcher = ThreadDispatcher(f"persist-{number}", 1, may_block=True)
         self._writers.append(dispatcher)
         return dispatcher
 

@@ -12,13 +12,16 @@ from ..storage import EventStore, Logger
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._seams import BlockingReads, Timers
-from .messages import Looked, Unwatch, Watch, WatchTick
+from .messages import Changed, Looked, Unwatch, Watch, WatchTick
 
 __all__ = ["WatchActor"]
 
 
 class WatchActor(LogmarkActor):
-    """Asks the store, ``Limits.watch_interval_s`` after each answer, how far the watched sessions go.
+    """Asks the store how far the watched sessions go, ``Limits.watch_interval_s`` after each answer.
+
+    A store that says by itself what has changed (``EventStore.watch``) is asked about that, at once, and about
+    everything only as often as it deems worth it.
 
     Args:
         observed: called with a session and the number of its last event; must not block.
@@ -49,34 +52,66 @@ class WatchActor(LogmarkActor):
         self._timers = timers
         self._reads = reads
         self._interval_s = limits.watch_interval_s
+        self._is_told: bool | None = None
         self._watched: dict[str, int] = {}
         self._failed: set[str] = set()
-        self._pending = False
+        self._due: set[str] = set()
+        self._ticking = False
+        self._looking = False
 
     def on_receive(self, message: Any) -> None:
         """Count who is watched, look, tell."""
         match message:
             case Watch():
                 self._watched[message.session_id] = self._watched.get(message.session_id, 0) + 1
+                if self._is_told is None:
+                    self._begin_to_be_told()
+                if self._is_told:  # a hint may have come and gone before anybody watched
+                    self._due.add(message.session_id)
             case Unwatch():
                 self._unwatch(message.session_id)
             case WatchTick():
-                sessions = tuple(self._watched)
-                try:
-                    self._reads.submit(lambda: self._look(sessions))
-                except RuntimeError:  # no thread for it: look at the next tick
-                    self._pending = False
+                self._ticking = False
+                self._due.update(self._watched)
+            case Changed(session_id=None):
+                self._due.update(self._watched)
+            case Changed(session_id=str() as session_id) if session_id in self._watched:
+                self._due.add(session_id)
+            case Changed():
+                pass  # somebody else's business
             case Looked():
-                self._pending = False
+                self._looking = False
                 self._on_looked(message)
             case _:
                 super().on_receive(message)
 
     def on_drained(self) -> None:
-        """Look again later, while there is something to look at."""
-        if self._watched and not self._pending:
-            self._pending = True
+        """Look at what is due, one look at a time; look again later, while there is something to look at."""
+        if self._due and not self._looking:
+            sessions = tuple(session_id for session_id in self._watched if session_id in self._due)
+            self._due.clear()
+            if sessions:
+                self._looking = True
+                try:
+                    self._reads.submit(lambda: self._look(sessions))
+                except RuntimeError:  # no thread for it: look at the next tick
+                    self._looking = False
+        if self._watched and not self._ticking and not self._looking:
+            self._ticking = True
             self._timers.after(self._interval_s, self.actor_ref, WatchTick())
+
+    def _begin_to_be_told(self) -> None:
+        interval_s = self._store.watch(self._changed)
+        self._is_told = interval_s is not None
+        if interval_s is not None:
+            self._interval_s = interval_s
+
+    def _changed(self, session_id: str | None) -> None:
+        """Pass a hint on; the store calls this in a thread of its own."""
+        try:
+            self.actor_ref.tell(Changed(session_id))
+        except ActorDeadError:
+            self._log.debug("hint_dropped", session=session_id)
 
     def _unwatch(self, session_id: str) -> None:
         count = self._watched.get(session_id, 0) - 1
@@ -90,11 +125,15 @@ class WatchActor(LogmarkActor):
         """Ask the store; runs where it may block."""
         found: dict[str, int] = {}
         failed: dict[str, str] = {}
-        for session_id in sessions:
-            try:
-                found[session_id] = self._store.last_seq(session_id)
-            except Exception as error:  # whatever it is: a look that never answers would be the last
-                failed[session_id] = repr(error)
+        try:
+            answers = self._store.last_seqs(sessions)
+        except Exception as error:  # whatever it is: a look that never answers would be the last
+            answers = dict.fromkeys(sessions, error)
+        for session_id, answer in answers.items():
+            if isinstance(answer, int):
+                found[session_id] = answer
+            else:
+                failed[session_id] = repr(answer)
         try:
             self.actor_ref.tell(Looked(found, failed))
         except ActorDeadError:
@@ -111,5 +150,7 @@ class WatchActor(LogmarkActor):
 
     def on_message_failed(self, message: Any) -> None:
         """Look again when the tick or the answer was lost; one that is still on its way goes on by itself."""
-        if isinstance(message, WatchTick | Looked):
-            self._pending = False
+        if isinstance(message, WatchTick):
+            self._ticking = False
+        elif isinstance(message, Looked):
+            self._looking = False

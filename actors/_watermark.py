@@ -12,11 +12,12 @@ __all__ = ["Watermark"]
 class Watermark:
     """A number that only rises. Safe from any thread."""
 
-    __slots__ = ("_changed", "_clock", "_ended", "_seq", "_waiting")
+    __slots__ = ("_changed", "_clock", "_ended", "_mutex", "_seq", "_waiting")
 
     def __init__(self, clock: Clock, seq: int = 0) -> None:
         self._clock = clock
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        self._changed: threading.Condition | None = None  # a kilobyte, and most sessions are never waited for
         self._seq = seq
         self._waiting = 0
         self._ended = False
@@ -30,15 +31,16 @@ class Watermark:
         """Rise to a number; lower ones change nothing."""
         if seq <= self._seq:
             return
-        with self._changed:
+        with self._mutex:  # the condition's own lock, without its detour
             self._seq = max(self._seq, seq)
-            if self._waiting:
+            if self._waiting and self._changed is not None:
                 self._changed.notify_all()
 
     def wait_for(self, seq: int, timeout_s: float | None) -> bool:
         """Wait until the number is reached; False when the time ran out or the runtime ended."""
         deadline = None if timeout_s is None else self._clock.monotonic() + timeout_s
-        with self._changed:
+        with self._mutex:
+            changed = self._changed = self._changed or threading.Condition(self._mutex)
             self._waiting += 1
             try:
                 while self._seq < seq:
@@ -47,13 +49,14 @@ class Watermark:
                     left = None if deadline is None else deadline - self._clock.monotonic()
                     if left is not None and left <= 0:
                         return False
-                    self._changed.wait(left)
+                    changed.wait(left)
             finally:
                 self._waiting -= 1
         return True
 
     def end(self) -> None:
         """Let go of who waits: nothing will rise any more."""
-        with self._changed:
+        with self._mutex:
             self._ended = True
-            self._changed.notify_all()
+            if self._changed is not None:
+                self._changed.notify_all()

@@ -14,6 +14,7 @@ from ..storage import Appended, AppendRequest, BatchResult, SessionBatch
 __all__ = [
     "Append",
     "AppendReply",
+    "Changed",
     "CheckWriter",
     "Committed",
     "GetMarks",
@@ -24,6 +25,7 @@ __all__ = [
     "Persist",
     "Persisted",
     "Resume",
+    "Saved",
     "Send",
     "Subscribe",
     "Subscriber",
@@ -67,11 +69,13 @@ class Append:
 
     Attributes:
         submitted_ns: wall clock of the submission, for the log.
+        size_bytes: bytes of the events, as the gate counts them.
     """
 
     request: AppendRequest
     reply: AppendReply
     submitted_ns: int
+    size_bytes: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,12 +178,22 @@ class GetMarks:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """To the JobActor, from the thread that read the log for it: the next events after ``from_seq``, or an error."""
+    """To the JobActor, from the thread that read the log for it: the next events from ``from_seq``, or an error.
+
+    Attributes:
+        kept: the marks that an earlier run has saved, and the number they go to; the events come after it.
+    """
 
     from_seq: int
     events: tuple[RawEnvelope, ...]
     last_seq: int
     error: LogmarkError | None = None
+    kept: tuple[int, list[JobMark]] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Saved:
+    """To the JobActor, from the thread that did it or failed to: its marks are saved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -199,6 +213,13 @@ class Unwatch:
 @dataclasses.dataclass(frozen=True, slots=True)
 class WatchTick:
     """To the WatchActor, from its timer: look now."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changed:
+    """To the WatchActor, from the store: somebody may have appended to this session; None: to any."""
+
+    session_id: str | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

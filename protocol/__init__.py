@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ._checksum import crc32
 from ._codec import decode_json, encode_json, encode_text
+from ._encoder import EventEncoder
 from ._envelope import ARCP_VERSION, Envelope, EnvelopeFields, RawEnvelope, timestamp_text
 from ._errors import (
     ActorRestarted,
@@ -18,6 +20,9 @@ from ._errors import (
     ForkedRuntime,
     InvalidArgument,
     InvalidEvent,
+    JobEnded,
+    JobFailed,
+    LeaseRefused,
     LockTimeout,
     LogCorrupt,
     LogmarkError,
@@ -26,6 +31,7 @@ from ._errors import (
     NotCountable,
     NotEncodable,
     Overloaded,
+    RequestRefused,
     RuntimeClosed,
     SchemaMismatch,
     SequenceExhausted,
@@ -38,7 +44,7 @@ from ._errors import (
     WrongExpectedSeq,
 )
 from ._ids import check_session_id
-from ._jobs import JobMark, JobMarks
+from ._jobs import JobMark, JobMarks, decode_marks, encode_marks
 from ._limits import SEQ_MAX, Limits
 from ._row import (
     ROW_PREFIX,
@@ -48,6 +54,7 @@ from ._row import (
     decode_row,
     encode_event,
     encode_row,
+    encode_rows,
     row_seed,
     row_seq,
     split_row,
@@ -74,6 +81,7 @@ __all__ = [
     "EncodedEvent",
     "Envelope",
     "EnvelopeFields",
+    "EventEncoder",
     "EventIdConflict",
     "EventTooDeep",
     "EventTooLarge",
@@ -82,9 +90,12 @@ __all__ = [
     "ForkedRuntime",
     "InvalidArgument",
     "InvalidEvent",
+    "JobEnded",
+    "JobFailed",
     "JobMark",
     "JobMarks",
     "JobStatusRule",
+    "LeaseRefused",
     "Limits",
     "LockTimeout",
     "LogCorrupt",
@@ -95,6 +106,7 @@ __all__ = [
     "NotEncodable",
     "Overloaded",
     "RawEnvelope",
+    "RequestRefused",
     "RuntimeClosed",
     "SchemaMismatch",
     "SequenceExhausted",
@@ -107,11 +119,15 @@ __all__ = [
     "WouldDeadlock",
     "WrongExpectedSeq",
     "check_session_id",
+    "crc32",
     "decode_json",
+    "decode_marks",
     "decode_row",
     "encode_event",
     "encode_json",
+    "encode_marks",
     "encode_row",
+    "encode_rows",
     "encode_text",
     "encode_ulid",
     "row_seed",

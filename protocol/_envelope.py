@@ -4,7 +4,8 @@ The fields are those of the ARCP draft, section 5 (``arcp, id, type, session_id,
 payload``), and those of an event log: ``timestamp``, ``source`` (who produced it) and ``stream_seq`` (the producer's
 own number). Top-level fields that neither names are kept in ``extensions`` and written back where they came from.
 
-Both classes are frozen, and cheap to make from stored bytes: fields are decoded when they are first looked at.
+Both classes are frozen, and cheap to make from stored bytes: of a verified row they keep the line and nothing else, and
+what is asked for is looked up, or decoded, when it is first asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import copy
 import datetime as dt
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
+from itertools import count, repeat
 from typing import Any, NamedTuple, Self, cast
 
 import orjson
@@ -21,6 +23,7 @@ import orjson
 from ._codec import decode_json, encode_json
 from ._errors import DecodeError, InvalidEvent
 from ._limits import SEQ_MAX, Limits
+from ._line import cut_line, head_in, payload_in, payloads_in, type_in
 
 __all__ = ["ARCP_VERSION", "Envelope", "EnvelopeFields", "RawEnvelope", "timestamp_text"]
 
@@ -43,6 +46,7 @@ _WIRE_FIELDS = frozenset(
 )
 _DEFAULT_LIMITS = Limits()
 _NO_FIELDS: Mapping[str, Any] = {}
+_AHEAD_ROWS = 64
 # Python's own parser also takes other ISO 8601 forms, and any character between date and time.
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
 
@@ -80,32 +84,52 @@ class EnvelopeFields(NamedTuple):
     extensions: Mapping[str, Any] = _NO_FIELDS
 
 
+def _decoded_ahead(lines: list[bytes]) -> list[Any]:
+    """Return the payloads of all lines but the last, which stays undecoded to show whether anybody looks."""
+    try:
+        payloads: list[Any] = orjson.loads(payloads_in(lines[:-1]))
+    except orjson.JSONDecodeError:  # whoever looks at the one that cannot be decoded is to get the error
+        payloads = [_NotDecoded] * (len(lines) - 1)
+    payloads.append(_NotDecoded)
+    return payloads
+
+
 def _fields_of_head(head: bytes) -> EnvelopeFields:
-    """Decode the stored members of an event, everything between its numbers and its payload."""
-    members = orjson.loads(b"{" + head + b"}")
+    """Decode the stored members of an event, everything up to its payload, with its numbers or without."""
+    members = orjson.loads(b"{%b}" % head)
+    get = members.get
     return EnvelopeFields(
         members["type"],
-        members.get("id"),
-        members.get("job"),
-        members.get("trace"),
-        members.get("ts"),
-        members.get("source"),
-        members.get("stream_seq"),
-        members.get("arcp", ARCP_VERSION),
-        members.get("ext", _NO_FIELDS),
+        get("id"),
+        get("job"),
+        get("trace"),
+        get("ts"),
+        get("source"),
+        get("stream_seq"),
+        get("arcp", ARCP_VERSION),
+        get("ext", _NO_FIELDS),
     )
 
 
-class _Base:
-    """What both envelopes share: the fields beside the payload."""
+class _NotDecoded:
+    """Stands for a payload that nobody has asked for yet: the class itself, which copies and pickles leave as it is."""
 
-    __slots__ = ("_event_seq", "_fields", "_head", "_payload_json", "_session_id")
+
+class _Base:
+    """What both envelopes share: the fields beside the payload.
+
+    ``_stored`` is what the envelope was made from: the line of a verified row, or the members between its numbers and
+    its payload (None for an envelope that was never stored) and the payload's text; None for one made of values.
+    ``_fields`` are the decoded members; text, while only the type was asked for; None while nothing was.
+    """
+
+    __slots__ = ("_event_seq", "_fields", "_payload", "_session_id", "_stored")
 
     _session_id: str | None
     _event_seq: int | None
-    _head: bytes | None
-    _fields: EnvelopeFields | None
-    _payload_json: bytes | None
+    _stored: bytes | tuple[bytes | None, bytes] | None
+    _fields: EnvelopeFields | str | None
+    _payload: Any
 
     @classmethod
     def from_stored(cls, session_id: str, event_seq: int | None, head: bytes, payload_json: bytes) -> Self:
@@ -113,17 +137,54 @@ class _Base:
         self = cls.__new__(cls)
         self._session_id = session_id
         self._event_seq = event_seq
-        self._head = head
-        self._payload_json = payload_json
+        self._stored = (head, payload_json)
         self._fields = None
+        self._payload = _NotDecoded
         return self
+
+    @classmethod
+    def from_runs(cls, session_id: str, runs: Iterable[tuple[int, list[bytes]]]) -> Generator[Self, None, None]:
+        """Make the envelopes of verified rows; for engines.
+
+        Fields are decoded when they are looked at. So are payloads, until a reader turns out to look at them: from then
+        on those of some rows are decoded together, as long as the reader looks at the last of each such lot.
+
+        Args:
+            session_id: the session.
+            runs: lines of events with consecutive numbers, newlines removed, each run with the number of its first.
+        """
+        new = cls.__new__
+        wanted = False
+        for first_seq, lines in runs:
+            for start in range(0, len(lines), _AHEAD_ROWS):
+                few = lines[start : start + _AHEAD_ROWS]
+                payloads = _decoded_ahead(few) if wanted else repeat(_NotDecoded)
+                # Written out: a call for each row would cost a third of all that reading it costs.
+                for event_seq, line, payload in zip(count(first_seq + start), few, payloads):
+                    self = new(cls)
+                    self._session_id = session_id
+                    self._event_seq = event_seq
+                    self._stored = line
+                    self._fields = None
+                    self._payload = payload
+                    yield self
+                wanted = self._payload is not _NotDecoded  # pyright: ignore[reportPossiblyUnboundVariable] - few has some
+
+    def _cut(self) -> tuple[bytes | None, bytes]:
+        """Return the stored members and the payload's text."""
+        stored = self._stored
+        if isinstance(stored, bytes):
+            stored = self._stored = cut_line(stored)
+        return cast("tuple[bytes | None, bytes]", stored)
 
     @property
     def fields(self) -> EnvelopeFields:
         """The fields beside session, number and payload."""
         fields = self._fields
-        if fields is None:
-            fields = self._fields = _fields_of_head(cast("bytes", self._head))
+        if fields is None or isinstance(fields, str):
+            stored = self._stored
+            head = head_in(stored) if isinstance(stored, bytes) else cast("bytes", self._cut()[0])
+            fields = self._fields = _fields_of_head(head)
         return fields
 
     @property
@@ -139,7 +200,11 @@ class _Base:
     @property
     def type(self) -> str:
         """The event type, such as ``job.event`` or ``message.created``."""
-        return self.fields.type
+        fields = self._fields
+        if fields is None:
+            stored = self._stored
+            fields = self._fields = type_in(stored if isinstance(stored, bytes) else cast("bytes", self._cut()[0]))
+        return fields if isinstance(fields, str) else self.fields.type
 
     @property
     def id(self) -> str | None:
@@ -282,9 +347,7 @@ class Envelope(_Base):
         InvalidEvent: a field has the wrong type or range.
     """
 
-    __slots__ = ("_payload",)
-
-    _payload: Any
+    __slots__ = ()
 
     def __init__(
         self,
@@ -306,17 +369,17 @@ class Envelope(_Base):
         self._session_id = _optional_text("session_id", session_id)
         self._event_seq = _checked_seq(event_seq)
         self._payload = payload
-        self._head = None
-        self._payload_json = None
+        self._stored = None
 
     @property
     def payload(self) -> Any:
         """The payload: any JSON value."""
-        try:
-            return self._payload
-        except AttributeError:
-            payload = self._payload = orjson.loads(cast("bytes", self._payload_json))
-            return payload
+        payload = self._payload
+        if payload is _NotDecoded:
+            stored = self._stored
+            text = payload_in(stored) if isinstance(stored, bytes) else self._cut()[1]
+            payload = self._payload = orjson.loads(text)
+        return payload
 
     @classmethod
     def from_wire(cls, data: bytes, *, limits: Limits = _DEFAULT_LIMITS) -> Self:
@@ -328,7 +391,7 @@ class Envelope(_Base):
         session_id, event_seq, fields, payload = _split_frame(data, limits)
         self = cls.__new__(cls)
         self._session_id, self._event_seq, self._fields, self._payload = session_id, event_seq, fields, payload
-        self._head = self._payload_json = None
+        self._stored = None
         return self
 
     def to_wire(self, *, limits: Limits = _DEFAULT_LIMITS) -> bytes:
@@ -363,24 +426,25 @@ class RawEnvelope(_Base):
     @property
     def payload_json(self) -> bytes:
         """The payload's JSON text, byte for byte as it was stored or received."""
-        return cast("bytes", self._payload_json)
+        return self._cut()[1]
 
     @property
     def head_json(self) -> bytes | None:
         """The stored members beside numbers and payload, or None for an envelope that was never stored."""
-        return self._head
+        return self._cut()[0]
 
     def decode(self) -> Envelope:
         """Return the typed envelope; each call returns one of its own, so no two readers share a payload."""
         envelope = Envelope.__new__(Envelope)
         envelope._session_id = self._session_id  # noqa: SLF001 - one family of classes, one module
         envelope._event_seq = self._event_seq  # noqa: SLF001
-        envelope._head = self._head  # noqa: SLF001
+        stored = envelope._stored = self._stored  # noqa: SLF001
         fields = self._fields
-        if fields is not None and (fields.extensions or isinstance(fields.source, dict | list)):
-            fields = copy.deepcopy(fields) if self._head is None else None  # stored: decoded again when looked at
+        if isinstance(fields, EnvelopeFields) and (fields.extensions or isinstance(fields.source, dict | list)):
+            # Stored ones are decoded again when they are looked at.
+            fields = copy.deepcopy(fields) if isinstance(stored, tuple) and stored[0] is None else None
         envelope._fields = fields
-        envelope._payload_json = self._payload_json  # noqa: SLF001
+        envelope._payload = _NotDecoded  # noqa: SLF001
         return envelope
 
     @classmethod
@@ -393,7 +457,7 @@ class RawEnvelope(_Base):
         session_id, event_seq, fields, _ = _split_frame(data, limits)
         self = cls.__new__(cls)
         self._session_id, self._event_seq, self._fields = session_id, event_seq, fields
-        self._head, self._payload_json = None, _payload_span(data)
+        self._stored, self._payload = (None, _payload_span(data)), _NotDecoded
         return self
 
     def to_wire(self) -> bytes:
@@ -404,7 +468,7 @@ class RawEnvelope(_Base):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RawEnvelope):
             return NotImplemented
-        return self._identity() == other._identity() and self._payload_json == other._payload_json
+        return self._identity() == other._identity() and self.payload_json == other.payload_json
 
     __hash__ = _Base.__hash__
 

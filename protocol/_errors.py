@@ -22,7 +22,7 @@
     │   │   ├── LogCorrupt                         acknowledged data is damaged or missing
     │   │   ├── SchemaMismatch                     a row of another schema version
     │   │   └── RuntimeClosed                      the runtime was closed
-    │   └── AppendUncertain                        unknown whether it was written; the session halts
+    │   └── AppendUncertain                        unknown whether it was written
     ├── StorageUnavailable         (OSError)       the store cannot be opened or read
     ├── DecodeError                (ValueError)    input that is not a valid envelope
     ├── NotControl                 (ValueError)    a countable type was sent as control
@@ -32,6 +32,10 @@
     ├── SubscriptionClosed                         the subscription has ended
     ├── ForkedRuntime                              a runtime used in a forked child
     ├── WouldDeadlock              (RuntimeError)  a blocking call in a future's callback
+    ├── JobEnded                                   an agent's emit after the end of its job
+    ├── JobFailed                                  raised by an agent: its job ends with this code and message
+    ├── LeaseRefused                               what an agent wants to do is not covered by its job's lease
+    ├── RequestRefused                             a client's request that the gateway declines, with ARCP's code
     └── MissingExtra               (ImportError)   an engine whose packages are not installed
 
 The two halves of ``AppendError`` follow the distinction of Pekko Persistence between a rejected and a failed write
@@ -59,6 +63,9 @@ __all__ = [
     "ForkedRuntime",
     "InvalidArgument",
     "InvalidEvent",
+    "JobEnded",
+    "JobFailed",
+    "LeaseRefused",
     "LockTimeout",
     "LogCorrupt",
     "LogmarkError",
@@ -67,6 +74,7 @@ __all__ = [
     "NotCountable",
     "NotEncodable",
     "Overloaded",
+    "RequestRefused",
     "RuntimeClosed",
     "SchemaMismatch",
     "SequenceExhausted",
@@ -115,22 +123,29 @@ class AppendRejected(AppendError):
 
 
 class AppendUncertain(AppendError):
-    """It is unknown whether the events were written; the session halts until it is verified.
+    """It is unknown whether the events were written.
+
+    Where only the log itself could tell, the session halts until it is verified. Where a server decides the truth
+    and could not be asked in time, the session goes on.
 
     Attributes:
-        session_id: the session that halts.
-        first_event_id: id of the first event in doubt. Once the session is cleared, a retry with the same id
-            settles the question: it answers with the number of the first write if there was one.
+        session_id: the session.
+        first_event_id: id of the first event in doubt. A retry with the same id settles the question, once the
+            session is cleared if it is halted: it answers with the number of the first write if there was one.
+        halted: whether the session is halted.
     """
 
-    def __init__(self, *, session_id: str, reason: str, first_event_id: str | None = None) -> None:
+    def __init__(self, *, session_id: str, reason: str, first_event_id: str | None = None, halted: bool = True) -> None:
         self.session_id = session_id
         self.reason = reason
         self.first_event_id = first_event_id
-        super().__init__(
-            f"session {session_id!r}: it is unknown whether the append was written ({reason}); the session is"
-            " halted: run 'logmark verify', then 'logmark repair', then retry with the same event id"
+        self.halted = halted
+        advice = (
+            "the session is halted: run 'logmark verify', then 'logmark repair', then retry with the same event id"
+            if halted
+            else "the session goes on: retry with the same event id, which never writes twice"
         )
+        super().__init__(f"session {session_id!r}: it is unknown whether the append was written ({reason}); {advice}")
 
 
 class InvalidEvent(AppendRejected, ValueError):
@@ -400,6 +415,63 @@ class WouldDeadlock(LogmarkError, RuntimeError):
             f"{call} was called in one of the runtime's own threads (a callback of a future runs there) and would wait"
             " for itself; use submit(), or do it in a thread of the program"
         )
+
+
+class JobEnded(LogmarkError):
+    """A job has its terminal event; nothing can be added to it."""
+
+    def __init__(self, *, job_id: str, status: str) -> None:
+        self.job_id = job_id
+        self.status = status
+        message = f"job {job_id!r} has ended ({status}): nothing is appended behind its end; return from the agent"
+        super().__init__(message)
+
+
+class JobFailed(LogmarkError):
+    """Raised by an agent to end its job with an error of its own choice; the client gets the code and the message.
+
+    Any other exception of an agent ends the job with INTERNAL_ERROR and without its text, which is for the log.
+
+    Attributes:
+        code: one of ARCP draft, section 12, such as INVALID_REQUEST for an input that the agent cannot use.
+        retryable: whether the client may try again as it is. The draft fixes it for some codes, whatever is given here.
+    """
+
+    def __init__(self, reason: str, *, code: str = "INTERNAL_ERROR", retryable: bool = False) -> None:
+        self.reason = reason
+        self.code = code
+        self.retryable = retryable
+        super().__init__(reason)
+
+
+class LeaseRefused(LogmarkError):
+    """What an agent wants to do is not covered by its job's lease; an agent that does not catch it ends its job.
+
+    Attributes:
+        code: PERMISSION_DENIED, LEASE_EXPIRED or BUDGET_EXHAUSTED (ARCP draft, sections 9.3, 9.5, 9.6).
+    """
+
+    def __init__(self, *, job_id: str, code: str, reason: str) -> None:
+        self.job_id = job_id
+        self.code = code
+        self.reason = reason
+        super().__init__(f"the lease of job {job_id!r}: {reason}; the client may submit again with another lease")
+
+
+class RequestRefused(LogmarkError):
+    """A request of a network client is declined; the client is told.
+
+    Attributes:
+        code: the code of the ARCP draft, section 12.
+        reason: what is wrong, as the client is told it.
+        retryable: the same request may succeed later.
+    """
+
+    def __init__(self, *, code: str, reason: str, retryable: bool = False) -> None:
+        self.code = code
+        self.reason = reason
+        self.retryable = retryable
+        super().__init__(f"{code}: {reason}")
 
 
 class MissingExtra(LogmarkError, ImportError):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import orjson
 
 from ._envelope import RawEnvelope
 from ._types import EventTypes
 
-__all__ = ["JobMark", "JobMarks"]
+__all__ = ["JobMark", "JobMarks", "decode_marks", "encode_marks"]
+
+_MARKS_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,11 @@ class JobMarks:
             moved[job_id] = None
         return [self._marks[job_id] for job_id in moved]
 
+    def restore(self, last_seq: int, marks: Iterable[JobMark]) -> None:
+        """Begin with marks that were folded before, from all events up to ``last_seq``."""
+        self._marks = {mark.job_id: mark for mark in marks}
+        self.last_seq = last_seq
+
     def _status_after(self, before: str, event: RawEnvelope) -> str:
         try:
             return self._types.next_status(before, event.type, lambda: orjson.loads(event.payload_json))
@@ -92,3 +100,28 @@ class JobMarks:
         if mark is None:
             return JobMark(job_id=job_id, first_seq=0, last_seq=0, count=0, status="pending")
         return mark
+
+
+def encode_marks(rules: str, marks: Iterable[JobMark]) -> bytes:
+    """Return marks as bytes for a later run; ``rules`` is what ``EventTypes.status_rules`` says of their statuses."""
+    rows = [(mark.job_id, mark.first_seq, mark.last_seq, mark.count, mark.status) for mark in marks]
+    return orjson.dumps({"v": _MARKS_VERSION, "rules": rules, "marks": rows})
+
+
+def decode_marks(rules: str, data: bytes) -> list[JobMark]:
+    """Return marks that were encoded before.
+
+    Raises:
+        ValueError: they are of another version, or of other status rules.
+    """
+    try:
+        members: dict[str, Any] = orjson.loads(data)
+        if (members["v"], members["rules"]) != (_MARKS_VERSION, rules):
+            raise ValueError("it is of another version or of other status rules")
+        return [
+            JobMark(job_id=job_id, first_seq=first_seq, last_seq=last_seq, count=count, status=status)
+            for job_id, first_seq, last_seq, count, status in members["marks"]
+        ]
+    except (KeyError, TypeError) as error:
+        message = f"it is not of the form of marks: {error!r}"
+        raise ValueError(message) from error

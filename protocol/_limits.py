@@ -52,16 +52,22 @@ class Limits:
     """Bytes held in memory for one subscriber."""
     read_chunk_bytes: int = 256 * 1024
     """Bytes that one read of the log brings into memory."""
+    marks_unsaved_events_max: int = 16_384
+    """Events after which a session's marks are saved again; a cold open folds about as many at most."""
     page_events_max: int = 10_000
     """Events of one page."""
     open_sessions_max: int = 256
     """Sessions whose files the file engine keeps open at once."""
-    persist_threads_max: int = 8
-    """PersistActors, each with a thread; started as sessions need them."""
+    persist_threads_max: int = 16
+    """PersistActors; each has a thread from the first time that no caller gives it its turn."""
     pool_threads_max: int = 2
     """Threads shared by the actors that never block."""
     io_threads_max: int = 2
     """Threads that read logs on behalf of actors."""
+    server_wait_s: float = 10.0
+    """Longest wait of an engine with a server: for a connection, or for an answer; then an error, never a hang."""
+    server_connections_max: int = 12
+    """Connections that an engine with a server keeps for appends and reads."""
     watch_interval_s: float = 0.05
     """How often the store is asked what other processes have appended."""
     actor_restarts_max: int = 5

@@ -10,16 +10,17 @@ started from the CRC-32 of the session id, so that no row passes for another ses
 
 from __future__ import annotations
 
-import dataclasses
-import zlib
-from typing import Any, cast
+from collections.abc import Iterable
+from typing import Any, NamedTuple, cast
 
 import orjson
 
+from ._checksum import crc32
 from ._codec import encode_json
 from ._envelope import ARCP_VERSION, EnvelopeFields, RawEnvelope
 from ._errors import EventTooLarge, InvalidEvent, NotEncodable
 from ._limits import Limits
+from ._line import ROW_PREFIX, ROW_TAIL_BYTES, SCHEMA_VERSION, cut_line, row_seq
 
 __all__ = [
     "ROW_PREFIX",
@@ -29,20 +30,14 @@ __all__ = [
     "decode_row",
     "encode_event",
     "encode_row",
+    "encode_rows",
     "row_seed",
     "row_seq",
     "split_row",
 ]
 
-SCHEMA_VERSION = 1
-ROW_PREFIX = b'{"v":%d,"seq":' % SCHEMA_VERSION
-_CRC_MEMBER = b',"crc":"'
-ROW_TAIL_BYTES = len(_CRC_MEMBER) + 8 + len(b'"}')
-"""Bytes from ``,"crc"`` to the closing brace, the newline not counted."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class EncodedEvent:
+class EncodedEvent(NamedTuple):
     """An event as bytes, made in the caller's thread: a snapshot that only lacks its number.
 
     Attributes:
@@ -123,36 +118,33 @@ def encode_event(fields: EnvelopeFields, payload: Any, limits: Limits, *, id_is_
 
 def row_seed(session_id: str) -> int:
     """Return what the checksum of every row of a session starts from."""
-    return zlib.crc32(session_id.encode())
+    return crc32(session_id.encode())
 
 
 def encode_row(event: EncodedEvent, event_seq: int, batch: bytes, seed: int) -> bytes:
     """Return the line of an event, its newline included; ``batch`` is the commit's ``[first,last]`` as text."""
     payload = event.payload_json
-    text = b'{"v":%d,"seq":%d,"batch":%b,"size":%d,%b,"payload":%b' % (
-        SCHEMA_VERSION,
+    text = b'%b%d,"batch":%b,"size":%d,%b,"payload":%b' % (
+        ROW_PREFIX,
         event_seq,
         batch,
         len(payload),
         event.head,
         payload,
     )
-    return b'%b,"crc":"%08x"}\n' % (text, zlib.crc32(text, seed))
+    return b'%b,"crc":"%08x"}\n' % (text, crc32(text, seed))
 
 
-def row_seq(line: bytes) -> int:
-    """Return the number of a line that starts with ``ROW_PREFIX``; raises ValueError when there is none."""
-    start = len(ROW_PREFIX)
-    return int(line[start : line.index(b",", start)])
+def encode_rows(events: Iterable[EncodedEvent], first_seq: int, last_seq: int, seed: int) -> bytes:
+    """Return the lines of one commit: events numbered from first to last."""
+    batch = b"[%d,%d]" % (first_seq, last_seq)
+    return b"".join([encode_row(event, seq, batch, seed) for seq, event in enumerate(events, first_seq)])
 
 
 def split_row(line: bytes, session_id: str, event_seq: int) -> RawEnvelope:
     """Return the envelope of a verified line, newline removed, without decoding anything."""
-    mark = line.index(b'"size":') + 7
-    comma = line.index(b",", mark)
-    end = len(line) - ROW_TAIL_BYTES
-    start = end - int(line[mark:comma])
-    return RawEnvelope.from_stored(session_id, event_seq, line[comma + 1 : start - 11], line[start:end])
+    head, payload_json = cut_line(line)
+    return RawEnvelope.from_stored(session_id, event_seq, head, payload_json)
 
 
 def decode_row(line: bytes) -> dict[str, Any] | None:

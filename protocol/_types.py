@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
+import orjson
+
 from ._errors import InvalidArgument
 
 __all__ = ["ARCP_COUNTABLE", "ARCP_NAMESPACES", "EventTypes", "JobStatusRule"]
@@ -42,7 +44,14 @@ def _error_status(payload: Any) -> str:
     return {"CANCELLED": "cancelled", "TIMEOUT": "timed_out"}.get(str(_member(payload, "code")), "error")
 
 
+_ARCP_STATUS_VERSION = "1"  # of the two functions above: statuses that another version found are not taken over
 _ARCP_STATUS: Mapping[str, JobStatusRule] = {"job.result": _result_status, "job.error": _error_status}
+
+
+def _rules_text(rules: Mapping[str, Any]) -> str | None:
+    if not all(isinstance(rule, str) for rule in rules.values()):
+        return None
+    return orjson.dumps([_ARCP_STATUS_VERSION, rules], option=orjson.OPT_SORT_KEYS).decode()
 
 
 class EventTypes:
@@ -73,6 +82,8 @@ class EventTypes:
             if not (isinstance(rule, str) and rule) and not callable(rule):
                 message = f"the status rule of {name!r} is text or a function of the payload, not {rule!r}"
                 raise InvalidArgument(message)
+        self.status_rules = _rules_text(rules)
+        """The rules as text, equal where they are; None when one is a function, of which nobody can say that."""
         self._job_status.update(_ARCP_STATUS)
 
     def is_countable(self, type_: str) -> bool:

@@ -9,6 +9,8 @@ __all__ = ["UlidSequence", "encode_ulid"]
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _RANDOM_BITS = 80
+_SUFFIX_BITS = 20
+_SUFFIX_CHARACTERS = 4
 _TIME_MAX = 2**48 - 1
 
 
@@ -35,17 +37,27 @@ class UlidSequence:
     """A source of strictly increasing ULIDs. Not thread-safe: the caller holds a lock.
 
     Within one millisecond, and when the clock steps back, the previous value is incremented, as the specification's
-    section "Monotonicity" asks. The increment is random below 2**32 so that ids stay hard to guess.
+    section "Monotonicity" asks. Of neighbours, only the last four characters differ, so only they are made anew.
     """
 
     def __init__(self, random_bits: Callable[[int], int]) -> None:
         self._random_bits = random_bits
+        self._last_ms = -1
         self._last = -1
+        self._prefix_value = -1
+        self._prefix = ""
 
     def next(self, now_ms: int) -> str:
         """Return the next id; ``now_ms`` is the wall clock in milliseconds since 1970."""
-        value = (min(max(now_ms, 0), _TIME_MAX) << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
-        if value >> _RANDOM_BITS <= self._last >> _RANDOM_BITS:
-            value = self._last + 1 + self._random_bits(32)
+        if now_ms > self._last_ms:
+            self._last_ms = now_ms
+            value = (min(max(now_ms, 0), _TIME_MAX) << _RANDOM_BITS) | self._random_bits(_RANDOM_BITS)
+            if value <= self._last:  # beyond either end of what 48 bits can say, all times are one
+                value = self._last + 1
+        else:
+            value = self._last + 1
         self._last = value
-        return encode_ulid(value)
+        if value >> _SUFFIX_BITS != self._prefix_value:
+            self._prefix_value = value >> _SUFFIX_BITS
+            self._prefix = encode_ulid(value)[:-_SUFFIX_CHARACTERS]
+        return self._prefix + _PAIRS[(value >> 10) & 1023] + _PAIRS[value & 1023]

@@ -222,12 +222,13 @@ def test_a_mailbox_calls_for_one_turn_however_much_it_gets() -> None:
     dispatcher = StepDispatcher()
 
     class Owner:
+        travels = False
         turns = 0
 
         def take_turn(self) -> bool:
             self.turns += 1
             mailbox.take()
-            return mailbox.finish_turn()
+            return mailbox.finish_turn(quiet=False)
 
     mailbox, owner = Mailbox(), Owner()
     mailbox.put(Envelope("before the start"))

@@ -9,7 +9,7 @@ import pykka
 import pytest
 
 from logmark.actors import WatchActor
-from logmark.actors.messages import Unwatch, Watch
+from logmark.actors.messages import Changed, Unwatch, Watch
 from logmark.protocol import Limits, StorageUnavailable
 from logmark.storage import MemoryEventStore, SessionBatch, SessionInfo, get_logger
 from logmark.testing import CapturedLogs, InlineReads, ManualClock, ManualTimers, StepDispatcher, request_of
@@ -156,3 +156,66 @@ def test_a_stopped_watch_looks_no_more(watching: Watching) -> None:
     watching.pass_time(3)
     assert watching.store.looks == ["a"]
     assert watching.seen == []
+
+
+# -- a store that says by itself what has changed --------------------------------------------------------------------
+
+
+class TellingStore(Store):
+    """Has hints, and wants to be asked without one every ten intervals only."""
+
+    def watch(self, changed: Callable[[str | None], None]) -> float | None:
+        self.changed = changed
+        return 10 * INTERVAL_S
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
+    monkeypatch.setitem(globals(), "Store", TellingStore)
+    made = Watching()
+    yield made
+    made.ref.stop(block=False)
+    made.dispatcher.run_until_idle()
+
+
+def test_a_hint_is_followed_at_once_and_without_one_the_store_is_asked_rarely(told: Watching) -> None:
+    told.write("a")
+    told.tell(Watch("a"))
+    assert told.seen == [("a", 1)]  # a hint may have come before anybody watched
+    told.pass_time(9)
+    assert told.store.looks == ["a"]
+    told.write("a")
+    told.store.changed("a")  # type: ignore[attr-defined]
+    told.dispatcher.run_until_idle()
+    assert told.seen == [("a", 1), ("a", 2)]
+    told.pass_time(2)
+    assert len(told.store.looks) == 3
+
+
+def test_hints_concern_what_is_watched_and_one_without_a_session_concerns_all_of_it(told: Watching) -> None:
+    told.tell(Watch("a"), Watch("b"))
+    looks = len(told.store.looks)
+    told.tell(Changed("a stranger"))
+    assert len(told.store.looks) == looks
+    told.tell(Changed(None))
+    assert sorted(told.store.looks[looks:]) == ["a", "b"]
+
+
+def test_hints_that_come_during_a_look_are_followed_after_it_together(told: Watching) -> None:
+    told.tell(Watch("a"))
+    told.reads.hold()
+    told.write("a")
+    told.tell(Changed("a"))
+    told.tell(*[Changed("a")] * 20)
+    assert told.reads.waiting == 1
+    told.reads.release()
+    told.dispatcher.run_until_idle()
+    assert told.seen[-1] == ("a", 1)
+    assert len(told.store.looks) == 3
+
+
+def test_a_hint_after_the_end_is_dropped(told: Watching) -> None:
+    told.tell(Watch("a"))
+    told.ref.stop(block=False)
+    told.dispatcher.run_until_idle()
+    told.store.changed("a")  # type: ignore[attr-defined]

@@ -300,6 +300,35 @@ def test_no_writer_for_the_halt_leaves_nobody_waiting_row_46(logs: CapturedLogs)
         assert harness.gate.events == 0
 
 
+def test_a_halt_that_found_no_writer_is_recorded_before_anything_else_is_written_row_46(logs: CapturedLogs) -> None:
+    with ActorHarness(failures_ok=True) as harness:
+        held = harness.writer.hold()
+        future = harness.append(id="in doubt")
+        held.wait()
+        chosen, lacking = harness.choose_writer, 2
+
+        def nobody_at_first() -> pykka.ActorRef[Any]:
+            nonlocal lacking
+            lacking -= 1
+            if lacking >= 0:
+                raise RuntimeError("can't start new thread")
+            return chosen()
+
+        harness.choose_writer = nobody_at_first
+        harness.writer.die()
+        assert isinstance(future.exception(PROMPTLY), AppendUncertain)
+        logs.wait_for("halt_not_recorded", session="session")
+        replacement = MockWriter(store=harness.store)
+        harness.writer = replacement
+
+        assert isinstance(harness.append().exception(PROMPTLY), StorageRejected)  # still no writer
+        assert isinstance(harness.append().exception(PROMPTLY), SessionHalted)
+        record = harness.store.halted("session")
+        assert record is not None
+        assert record.first_event_id == "in doubt"
+        assert harness.gate.events == 0
+
+
 def test_a_pool_replaces_a_dead_writer() -> None:
     with ActorHarness(persist=True) as harness:
         assert harness.append().result(SOON) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import os
@@ -17,9 +18,17 @@ import pytest
 
 import logmark
 from logmark import Limits
-from logmark.errors import AppendUncertain, LogmarkError, RuntimeClosed, SubscriptionClosed
+from logmark.errors import (
+    AppendUncertain,
+    LockTimeout,
+    LogmarkError,
+    RuntimeClosed,
+    SessionHalted,
+    SubscriptionClosed,
+)
 from logmark.storage import BatchResult, FileEventStore, MemoryEventStore, SessionBatch
 from logmark.testing import CapturedLogs, eventually
+from logmark.testing._faulty_files import FaultyFiles
 
 SOON = 20.0
 
@@ -269,6 +278,52 @@ def test_close_does_not_wait_for_ever(logs: CapturedLogs) -> None:
     assert isinstance(in_flight.exception(0), AppendUncertain)
     assert [event.decode().payload for event in store.read("s")] == ["in flight"]
     runtime.close()
+
+
+@pytest.mark.parametrize("how", ["the disk answers", "the disk fails", "the process dies"])
+def test_nothing_is_appended_across_a_write_that_outlives_its_runtime(how: str) -> None:
+    """So a close that gives up needs no halt: the lock keeps others out until the disk, or a recovery, has decided."""
+    files = FaultyFiles()
+    stalled, go_on = threading.Event(), threading.Event()
+    error = OSError(errno.EIO, "Input/output error")
+
+    def stall(_: object) -> None:
+        stalled.set()
+        assert go_on.wait(SOON)
+        if how != "the disk answers":
+            raise error
+
+    limits = Limits(close_wait_s=0.1, lock_wait_s=0.05)
+    runtime = logmark.Runtime(FileEventStore("/store", files=files, limits=limits), limits=limits)
+    session = runtime.session("s")
+    assert session.append("x", 1) == 1
+    files.call("sync", stall, path="*.jsonl")
+    in_flight = session.submit("x", 2, id="in doubt")
+    assert stalled.wait(SOON)
+    runtime.close()
+    doubt = in_flight.exception(0)
+    assert isinstance(doubt, AppendUncertain)
+    assert (doubt.first_event_id, doubt.halted) == ("in doubt", False)
+
+    others = files.another_process()
+    with logmark.Runtime(FileEventStore("/store", files=others, limits=Limits(lock_wait_s=0.05))) as impatient:
+        with pytest.raises(LockTimeout):
+            impatient.session("s").append("x", 3)
+        assert [event.payload for event in impatient.session("s").read()] == [1]
+    if how == "the process dies":
+        files.restart()
+    else:
+        go_on.set()
+    with logmark.Runtime(FileEventStore("/store", files=others, limits=Limits(lock_wait_s=SOON))) as patient:
+        session = patient.session("s")
+        if how == "the disk fails":
+            with pytest.raises(SessionHalted):
+                session.append("x", 2, id="in doubt")
+            patient.store.repair("s")
+        assert session.append("x", 2, id="in doubt") == 2
+        assert session.append("x", 3) == 3
+        assert [event.payload for event in session.read()] == [1, 2, 3]
+    go_on.set()
 
 
 # -- what is given back ----------------------------------------------------------------------------------------------

@@ -26,12 +26,13 @@ from .errors import (
 from .protocol import Envelope, JobMark, JobStatusRule, Limits, RawEnvelope
 
 if TYPE_CHECKING:
-    from . import actors, logs, protocol, storage, testing
+    from . import actors, gateway, logs, protocol, storage, testing
     from ._job import Job
     from ._page import Page
     from ._runtime import Runtime
     from ._session import Session
     from ._subscription import Subscription
+    from .gateway import serve
     from .storage import SessionInfo
 
 __all__ = [
@@ -54,9 +55,11 @@ __all__ = [
     "WrongExpectedSeq",
     "actors",
     "errors",
+    "gateway",
     "logs",
     "open",
     "protocol",
+    "serve",
     "storage",
     "testing",
 ]
@@ -70,7 +73,9 @@ _LAZY = {
     "SessionInfo": ".storage",
     "Subscription": "._subscription",
     "actors": ".actors",
+    "gateway": ".gateway",
     "logs": ".logs",
+    "serve": ".gateway",
     "storage": ".storage",
     "testing": ".testing",
 }
@@ -88,7 +93,8 @@ def open(
     """Open a store and return its runtime.
 
     Args:
-        url: a directory (``"data"`` or ``"file:data"``), or ``"memory:"``.
+        url: a directory (``"data"`` or ``"file:data"``), ``"sqlite:events.db"``, ``"postgresql://…"`` or ``"memory:"``;
+            ``docs/engines.md`` says which is for whom.
         limits: every bound of the runtime.
         durability: ``"fsync"``: an append returns when its bytes are on the disk. ``"os"``: when they are in the
             operating system's page cache, which survives the process and not the machine.

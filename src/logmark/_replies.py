@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import abc
 import copy
 import logging
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from concurrent.futures._base import FINISHED, PENDING, RUNNING
+from typing import Any, TypeVar, cast
 
 from .protocol import AppendError, AppendUncertain
 from .storage import Appended
@@ -43,6 +44,10 @@ class BlockingReply:
         self._answer = answer
         self._settled.release()
 
+    def is_settled(self) -> bool:
+        """Say whether the answer is there."""
+        return self._answer is not None
+
     def wait(self) -> Appended:
         """Return the numbers, or raise why there are none."""
         self._settled.acquire()
@@ -52,48 +57,84 @@ class BlockingReply:
         raise own_error(answer or AppendUncertain(session_id="", reason="woken without an answer"))
 
 
-class _AnyFutureReply(abc.ABC, Generic[T]):
-    """The answer to a caller that holds a future."""
+_settling = threading.Lock()
+"""Held for each change of a future that nobody has waited for yet; never while anything else is called."""
 
-    __slots__ = ("future",)
+_LAZY: Mapping[str, Callable[[], Any]] = {"_condition": threading.Condition, "_waiters": list, "_done_callbacks": list}
 
-    def __init__(self) -> None:
-        self.future: Future[T] = Future()
+
+class _LazyFuture(Future[T]):
+    """A ``concurrent.futures.Future`` that makes what waiting needs when somebody waits.
+
+    Most futures of ``submit`` are settled before anyone looks, and a condition with its locks costs as much as all else
+    in an append. Until there is a condition, the state changes under a lock shared by all; from then on, everything is
+    the standard library's.
+    """
+
+    _state = PENDING
+    _result = None
+    _exception = None
+
+    def __init__(self) -> None:  # the base class would make all of it at once  # pyright: ignore[reportMissingSuperCall]
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        """Make one of the three parts when it is first asked for."""
+        if name not in _LAZY:
+            raise AttributeError(name)
+        with _settling:
+            return self.__dict__.setdefault(name, _LAZY[name]())
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return the result, or raise what the append failed with; see ``concurrent.futures.Future``."""
+        if self._state is FINISHED and self._exception is None:
+            return cast("T", self._result)
+        return super().result(timeout)
 
     def begin(self) -> bool:
-        """False when the future was cancelled; afterwards it cannot be any more."""
-        return self.future.set_running_or_notify_cancel()
+        """Leave the state in which it can be cancelled; False when it was."""
+        with _settling:
+            if "_condition" not in self.__dict__:
+                self._state = RUNNING
+                return True
+        return self.set_running_or_notify_cancel()
+
+    def finish(self, result: T) -> None:
+        """Settle it with a result."""
+        with _settling:
+            if "_condition" not in self.__dict__:
+                self._result = result
+                self._state = FINISHED
+                return
+        self.set_result(result)
+
+
+class FutureReply(_LazyFuture[int]):
+    """The answer to ``submit``, the number of the event, and the future that its caller holds."""
 
     def settle(self, answer: Appended | AppendError) -> None:
         """Resolve the future; its callbacks run here."""
-        try:
-            if isinstance(answer, Appended):
-                self.future.set_result(self._result(answer))
-            else:
-                self.future.set_exception(own_error(answer))
-        except BaseException:
-            # A future passes on a callback's SystemExit, and complains when its holder has settled it himself. Neither
-            # may end the actor's thread, or keep the answers from the other callers of the batch.
-            logging.getLogger("concurrent.futures").exception("exception settling %r", self.future)
-
-    @abc.abstractmethod
-    def _result(self, answer: Appended) -> T:
-        """Return what the future is resolved with."""
+        if isinstance(answer, Appended):
+            _guarded(self, self.finish, answer.first_seq)
+        else:
+            _guarded(self, self.set_exception, own_error(answer))
 
 
-class FutureReply(_AnyFutureReply[int]):
-    """The answer to ``submit``: the number of the event."""
+class RangeReply(_LazyFuture[tuple[int, int]]):
+    """The answer to ``submit_many``, the first and last number, and the future that its caller holds."""
 
-    __slots__ = ()
+    def settle(self, answer: Appended | AppendError) -> None:
+        """Resolve the future; its callbacks run here."""
+        if isinstance(answer, Appended):
+            _guarded(self, self.finish, (answer.first_seq, answer.last_seq))
+        else:
+            _guarded(self, self.set_exception, own_error(answer))
 
-    def _result(self, answer: Appended) -> int:
-        return answer.first_seq
 
-
-class RangeReply(_AnyFutureReply[tuple[int, int]]):
-    """The answer to ``submit_many``: the first and last number."""
-
-    __slots__ = ()
-
-    def _result(self, answer: Appended) -> tuple[int, int]:
-        return answer.first_seq, answer.last_seq
+def _guarded(future: Future[Any], settle: Callable[[Any], None], value: object) -> None:
+    try:
+        settle(value)
+    except BaseException:
+        # A future passes on a callback's SystemExit, and complains when its holder has settled it himself. Neither
+        # may end the actor's thread, or keep the answers from the other callers of the batch.
+        logging.getLogger("concurrent.futures").exception("exception settling %r", future)

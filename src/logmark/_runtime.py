@@ -5,16 +5,18 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pykka import ActorDeadError, ActorRef
 
-from ._session import Session
+from ._session import EventLike, Session
 from .actors import ActorSystem, Seams, ThreadSeams, refuse_in_turn
 from .actors.messages import Unwatch, Watch
 from .protocol import (
+    EncodedEvent,
+    EventEncoder,
     EventTypes,
     ForkedRuntime,
     JobStatusRule,
@@ -28,7 +30,12 @@ from .protocol import (
 )
 from .storage import EventStore, Logger, SessionInfo, get_logger, open_store, rfc3339
 
+if TYPE_CHECKING:
+    from .gateway import Agents
+
 __all__ = ["Runtime", "open_runtime"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Strong references: a program may drop its own and still rely on what it has submitted.
 _open_runtimes: set[Runtime] = set()
@@ -53,6 +60,7 @@ class Runtime:
         self.store = store
         self.limits = limits or Limits()
         self.types = types or EventTypes()
+        self.encoder = EventEncoder(self.types, self.limits)
         self.log = log or get_logger()
         self._threads: ThreadSeams | None = None
         if seams is None:
@@ -64,6 +72,7 @@ class Runtime:
         self._ulids = UlidSequence(seams.random_bits)
         self._ulid_mutex = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._agents: Agents | None = None
         self._mutex = threading.Lock()
         self._pid = os.getpid()
         self._forked = False
@@ -98,6 +107,14 @@ class Runtime:
                     session = self._sessions[session_id] = Session(self, session_id)
         return session
 
+    def forget_session(self, session_id: str) -> Session | None:
+        """Take a session object out of the runtime, so that the next ``session`` makes another; the log is untouched.
+
+        For whoever opens a great many: the caller knows that nobody uses the object any more, and then stops it.
+        """
+        with self._mutex:
+            return self._sessions.pop(session_id, None)
+
     def sessions(self) -> Iterator[SessionInfo]:
         """Iterate over every session in the store, whoever wrote it, in the order of their ids.
 
@@ -114,6 +131,36 @@ class Runtime:
             good = max(0, (bad_seq or 1) - 1)
             return SessionInfo(session_id=session_id, last_seq=good, next_seq=good + 1, damage=str(error))
 
+    # -- agents -------------------------------------------------------------------------------------------------
+
+    @property
+    def agents(self) -> Agents:
+        """The agents that this runtime serves; see ``agent``."""
+        with self._mutex:
+            if self._agents is None:
+                from .gateway import Agents
+
+                self._agents = Agents()
+            return self._agents
+
+    def agent(self, name: str, *, version: str, default: bool = False) -> Callable[[F], F]:
+        """Return a decorator that registers an agent: a function of a context and an input that does the work of jobs.
+
+        Clients that ``logmark.serve`` lets in submit jobs to it by ``name`` or ``name@version`` (ARCP draft,
+        section 7.5). It is called in a thread of the gateway, with an ``AgentContext`` and the job's input, possibly
+        several times at once; what it returns is the result of the job. The decorated function stays as it is.
+
+        Args:
+            name: ``[a-z0-9][a-z0-9._-]*``.
+            version: ``[a-zA-Z0-9.+_-]+``; several versions of an agent stand side by side.
+            default: this version is what the bare name stands for. Without such a mark it is the one registered last.
+
+        Raises:
+            InvalidArgument: no valid name or version, no plain function of a context and an input, a version that is
+                there already, or a second one marked as the default.
+        """
+        return self.agents.register(name, version=version, default=default)
+
     # -- what sessions use --------------------------------------------------------------------------------------
 
     def check_usable(self) -> None:
@@ -127,12 +174,24 @@ class Runtime:
         if self._forked:
             raise ForkedRuntime(owner_pid=self._pid, pid=os.getpid())
 
-    def stamp(self) -> tuple[str, str]:
-        """Return a new event id and the time."""
+    def stamp(self) -> tuple[str, str, int]:
+        """Return a new event id and the time, as text and in nanoseconds."""
         now_ns = self.clock.time_ns()
         with self._ulid_mutex:
             event_id = self._ulids.next(now_ns // 1_000_000)
-        return event_id, rfc3339(now_ns)
+        return event_id, rfc3339(now_ns), now_ns
+
+    def encode_many(self, events: Iterable[EventLike]) -> tuple[tuple[EncodedEvent, ...], int]:
+        """Encode events for one append, at one time; return that too."""
+        self.check_usable()
+        now_ns = self.clock.time_ns()
+        now_ms, next_id, mutex = now_ns // 1_000_000, self._ulids.next, self._ulid_mutex
+
+        def event_id() -> str:
+            with mutex:
+                return next_id(now_ms)
+
+        return self.encoder.encode_many(events, event_id, rfc3339(now_ns)), now_ns
 
     def watch(self, session_id: str) -> None:
         """Look out for what other processes append to a session."""

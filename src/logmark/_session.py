@@ -7,7 +7,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pykka import ActorDeadError, ActorRef, Timeout
 
@@ -15,7 +15,7 @@ from ._job import Job
 from ._page import Page
 from ._replies import BlockingReply, FutureReply, RangeReply
 from ._subscription import Subscription, check_timeout
-from .actors import Gate, Watermark, refuse_in_turn
+from .actors import CallerLane, Gate, Watermark, refuse_in_turn
 from .actors.messages import Append, AppendReply, GetMarks, Observed, Send, Subscribe, Unsubscribe
 from .protocol import (
     SEQ_MAX,
@@ -24,27 +24,26 @@ from .protocol import (
     Envelope,
     ForeignCursor,
     InvalidArgument,
-    InvalidEvent,
     JobMark,
+    Limits,
     LogmarkError,
     NotControl,
-    NotCountable,
     RawEnvelope,
     RuntimeClosed,
     SessionHalted,
     StorageRejected,
     WaitTimeout,
-    encode_event,
 )
-from .storage import AppendRequest
+from .storage import Appended, AppendRequest
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
 __all__ = ["Session"]
 
+E = TypeVar("E", Envelope, RawEnvelope)
 EventLike = Envelope | tuple[str, Any]
-_PAIR = 2  # a type and a payload
+_CALM_S_MAX = 0.05  # a commit that took longer is not one to hold a Ctrl-C for
 
 Position = int | Envelope
 """A place in a session: a number, or an event of that session."""
@@ -110,22 +109,8 @@ class Session:
             RuntimeClosed, ForkedRuntime: there is no runtime here.
         """
         refuse_in_turn("append()")
-        event = self._encode(
-            Envelope(
-                type=type,
-                payload=payload,
-                job_id=job_id,
-                id=id,
-                source=source,
-                stream_seq=stream_seq,
-                trace_id=trace_id,
-                timestamp=timestamp,
-                extensions=extensions,
-            )
-        )
-        reply = BlockingReply()
-        self._submit((event,), expected_seq, reply)
-        return reply.wait().first_seq
+        event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+        return self._append((event,), expected_seq, now_ns).first_seq
 
     def submit(
         self,
@@ -147,22 +132,10 @@ class Session:
         event, and waits while the session's inbox is full; everything else that ``append`` raises is the future's
         exception. Cancelling the future works until the event is handed to the disk, and then nothing is written.
         """
-        event = self._encode(
-            Envelope(
-                type=type,
-                payload=payload,
-                job_id=job_id,
-                id=id,
-                source=source,
-                stream_seq=stream_seq,
-                trace_id=trace_id,
-                timestamp=timestamp,
-                extensions=extensions,
-            )
-        )
+        event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
         reply = FutureReply()
-        self._submit((event,), expected_seq, reply)
-        return reply.future
+        self._submit((event,), expected_seq, reply, now_ns)
+        return reply
 
     def append_many(self, events: Iterable[EventLike], *, expected_seq: int | None = None) -> tuple[int, int]:
         """Append several events with contiguous numbers, all of them or none, and return the first and last number.
@@ -177,14 +150,11 @@ class Session:
             AppendError: as for ``append``.
         """
         refuse_in_turn("append_many()")
-        encoded = tuple(self._encode(_as_envelope(event)) for event in events)
+        encoded, now_ns = self._runtime.encode_many(events)
         if not encoded:
-            self._runtime.check_usable()
             last_seq = self.last_seq
             return last_seq + 1, last_seq
-        reply = BlockingReply()
-        self._submit(encoded, expected_seq, reply)
-        answer = reply.wait()
+        answer = self._append(encoded, expected_seq, now_ns)
         return answer.first_seq, answer.last_seq
 
     def submit_many(self, events: Iterable[EventLike], *, expected_seq: int | None = None) -> Future[tuple[int, int]]:
@@ -192,12 +162,12 @@ class Session:
 
         Otherwise as ``append_many`` and ``submit``; at least one event.
         """
-        encoded = tuple(self._encode(_as_envelope(event)) for event in events)
+        encoded, now_ns = self._runtime.encode_many(events)
         if not encoded:
             raise InvalidArgument("submit_many needs at least one event")
         reply = RangeReply()
-        self._submit(encoded, expected_seq, reply)
-        return reply.future
+        self._submit(encoded, expected_seq, reply, now_ns)
+        return reply
 
     def send(
         self,
@@ -226,31 +196,66 @@ class Session:
         )
         if self._runtime.types.is_countable(type):
             raise NotControl(type=type)
-        encoded, _ = self._encoded(envelope)
+        event_id, now, _ = self._runtime.stamp()
+        encoded = self._runtime.encoder.encode_any(envelope, event_id, now)
         self._tell(Send(encoded.stamped(self._id, None)))
 
-    def _encode(self, envelope: Envelope) -> EncodedEvent:
+    def _encode(
+        self,
+        type: str,
+        payload: Any,
+        job_id: str | None,
+        id: str | None,
+        source: Any,
+        stream_seq: int | None,
+        trace_id: str | None,
+        timestamp: dt.datetime | str | None,
+        extensions: Mapping[str, Any] | None,
+    ) -> tuple[EncodedEvent, int]:
+        """Return the event as bytes, and the time in nanoseconds."""
         self._runtime.check_usable()
-        if not self._runtime.types.is_countable(envelope.type):
-            raise NotCountable(type=envelope.type)
-        return self._encoded(envelope)[0]
+        event_id, now, now_ns = self._runtime.stamp()
+        encoder = self._runtime.encoder
+        plain = id is None and timestamp is None and source is None and stream_seq is None
+        if plain and trace_id is None and extensions is None:
+            return encoder.encode(type, payload, job_id, event_id, now), now_ns
+        envelope = Envelope(
+            type=type,
+            payload=payload,
+            job_id=job_id,
+            id=id,
+            source=source,
+            stream_seq=stream_seq,
+            trace_id=trace_id,
+            timestamp=timestamp,
+            extensions=extensions,
+        )
+        return encoder.encode_envelope(envelope, event_id, now), now_ns
 
-    def _encoded(self, envelope: Envelope) -> tuple[EncodedEvent, bool]:
-        fields = envelope.fields
-        fresh = fields.id is None
-        if fresh or fields.timestamp is None:
-            event_id, now = self._runtime.stamp()
-            fields = fields._replace(id=event_id if fresh else fields.id, timestamp=fields.timestamp or now)
-        return encode_event(fields, envelope.payload, self._runtime.limits, id_is_fresh=fresh), fresh
+    def _append(self, events: tuple[EncodedEvent, ...], expected_seq: int | None, now_ns: int) -> Appended:
+        """Submit and wait; a caller who is alone gives the turns himself."""
+        reply = BlockingReply()
+        gate = self._gate
+        if gate is not None and gate.is_calm(_CALM_S_MAX):
+            lane = CallerLane.open(is_local=self._runtime.store.is_local)
+            if lane is not None:
+                with lane:
+                    self._submit(events, expected_seq, reply, now_ns)
+                    lane.give_turns(reply.is_settled)
+                return reply.wait()
+        self._submit(events, expected_seq, reply, now_ns)
+        return reply.wait()
 
-    def _submit(self, events: tuple[EncodedEvent, ...], expected_seq: int | None, reply: AppendReply) -> None:
+    def _submit(
+        self, events: tuple[EncodedEvent, ...], expected_seq: int | None, reply: AppendReply, now_ns: int
+    ) -> None:
         if expected_seq is not None:
             _check_seq("expected_seq", expected_seq, 0)
         gate = self._gate or self._open_gate()
-        size = sum(event.size_bytes for event in events)
+        size = events[0].size_bytes if len(events) == 1 else sum([event.size_bytes for event in events])
         gate.enter(len(events), size)
         try:
-            self._tell(Append(AppendRequest(events, expected_seq), reply, self._runtime.clock.time_ns()))
+            self._tell(Append(AppendRequest(events, expected_seq), reply, now_ns, size))
         except BaseException:
             gate.leave(len(events), size)
             raise
@@ -278,6 +283,12 @@ class Session:
             return self._ref
 
     def _tell(self, message: object) -> None:
+        try:
+            if self._ref is not None:
+                self._ref.tell(message)
+                return
+        except ActorDeadError:
+            pass  # it has given up: the next one takes the message, unless the runtime is closed
         try:
             self._actor().tell(message)
         except ActorDeadError:
@@ -318,7 +329,9 @@ class Session:
             CursorAhead: ``from_seq`` is beyond the number that comes next.
             SessionHalted, LogCorrupt, SchemaMismatch: at the call, or at the damaged place while iterating.
         """
-        return (event.decode() for event in self.read_raw(from_seq, limit, job_id, halted_ok=halted_ok))
+        start = self._reads_from(from_seq, limit, job_id, halted_ok=halted_ok)
+        events = self._runtime.store.read_envelopes(self._id, from_seq=start, halted_ok=halted_ok)
+        return _selected(events, limit, job_id)
 
     def read_raw(
         self,
@@ -329,17 +342,20 @@ class Session:
         halted_ok: bool = False,
     ) -> Iterator[RawEnvelope]:
         """Iterate as ``read`` does, leaving the payloads as the bytes that they are."""
+        start = self._reads_from(from_seq, limit, job_id, halted_ok=halted_ok)
+        events = self._runtime.store.read(self._id, from_seq=start, halted_ok=halted_ok)
+        return _selected(events, limit, job_id)
+
+    def _reads_from(self, from_seq: Position, limit: int | None, job_id: str | None, *, halted_ok: bool) -> int:
         self._runtime.check_usable()
         start = self._position("from_seq", from_seq)
         if limit is not None:
             _check_seq("limit", limit, 0)
-        if not halted_ok:
-            self._check_not_ahead(start - 1)
-        events = self._runtime.store.read(self._id, from_seq=start, halted_ok=halted_ok)
         if job_id is not None:
             _check_name("job_id", job_id)
-            events = (event for event in events if event.job_id == job_id)
-        return events if limit is None else itertools.islice(events, limit)
+        if not halted_ok:
+            self._check_not_ahead(start - 1)
+        return start
 
     def page(self, before: Position | None = None, after: Position | None = None, limit: int = 50) -> Page:
         """Return one page of events: the newest, the ones right below ``before``, or the ones right above ``after``.
@@ -411,17 +427,38 @@ class Session:
             self._check_not_ahead(next_seq - 1)
         if job_id is not None:
             _check_name("job_id", job_id)
+        return self.follow(next_seq, job_id, control=control)
+
+    def follow(
+        self,
+        next_seq: int,
+        job_id: str | None = None,
+        *,
+        control: bool = False,
+        limits: Limits | None = None,
+        on_change: Callable[[], None] | None = None,
+    ) -> Subscription:
+        """Follow as ``subscribe`` does, for a reader that polls with a timeout of 0 between other work.
+
+        Args:
+            next_seq: the first number wanted, which the caller knows to be within the log or right behind it.
+            job_id: only the events of this job.
+            control: control envelopes too.
+            limits: bounds of this subscription's queue, if not the runtime's.
+            on_change: called whenever there may be something to read, in an actor's turn: it must not block.
+        """
         subscription = Subscription(
             session_id=self._id,
             store=self._runtime.store,
             next_seq=next_seq,
             job_id=job_id,
             control=control,
-            limits=self._runtime.limits,
+            limits=limits or self._runtime.limits,
             clock=self._runtime.clock,
             log=self._runtime.log,
             on_close=self._unsubscribe,
             check_process=self._runtime.check_process,
+            on_change=on_change,
         )
         # Registered first, then told how far the log goes: what becomes durable in between is in one or the other.
         self._tell(Subscribe(subscription))
@@ -531,6 +568,12 @@ class Session:
         return f"<Session {self._id!r}>"
 
 
+def _selected(events: Iterator[E], limit: int | None, job_id: str | None) -> Iterator[E]:
+    if job_id is not None:
+        events = (event for event in events if event.job_id == job_id)
+    return events if limit is None else itertools.islice(events, limit)
+
+
 def _check_seq(name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= SEQ_MAX:
         message = f"{name} must be an integer of {least} to {SEQ_MAX}, not {value!r}"
@@ -543,14 +586,3 @@ def _check_name(name: str, value: object) -> str:
         message = f"{name} must be non-empty text, not {value!r}"
         raise InvalidArgument(message)
     return value
-
-
-def _as_envelope(event: object) -> Envelope:
-    if isinstance(event, Envelope):
-        return event
-    if isinstance(event, tuple | list):
-        pair = cast("tuple[Any, ...]", event)
-        if len(pair) == _PAIR:
-            return Envelope(type=pair[0], payload=pair[1])
-    message = f"an event is a (type, payload) pair or an Envelope, not {event!r}"
-    raise InvalidEvent(message)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
+from .actors import Batch
 from .protocol import (
     Clock,
     Envelope,
@@ -24,6 +26,8 @@ from .storage import EventStore, Logger
 
 __all__ = ["Subscription", "check_timeout"]
 
+_TAKEN_EVENTS_MAX = 256
+
 
 def check_timeout(timeout: object) -> float | None:
     """Return the seconds to wait at most, None for without end.
@@ -33,6 +37,8 @@ def check_timeout(timeout: object) -> float | None:
     """
     if timeout is None:
         return None
+    if type(timeout) is float and timeout <= threading.TIMEOUT_MAX:
+        return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout != timeout:  # noqa: PLR0124 - NaN
         message = f"timeout is a number of seconds or None, not {timeout!r}"
         raise InvalidArgument(message)
@@ -62,6 +68,7 @@ class Subscription:
         log: Logger,
         on_close: Callable[[Subscription], None],
         check_process: Callable[[], None],
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self.session_id = session_id
         self.job_id = job_id
@@ -72,11 +79,13 @@ class Subscription:
         self._log = log.bind(actor="subscriber", session=session_id)
         self._on_close = on_close
         self._check_process = check_process
+        self._on_change = on_change
         self._next_seq = next_seq
         self._known_seq = next_seq - 1
         self._changed = threading.Condition(threading.Lock())
         self._reading = threading.Lock()
-        self._queue: deque[tuple[int, tuple[RawEnvelope, ...]]] = deque()
+        self._waiting = 0
+        self._queue: deque[tuple[int, Batch]] = deque()
         self._queued_events = 0
         self._queued_bytes = 0
         self._at_hand: Iterator[RawEnvelope] = iter(())
@@ -93,45 +102,56 @@ class Subscription:
 
     def offer(self, envelopes: tuple[RawEnvelope, ...], last_seq: int) -> None:
         """Take what was broadcast, as far as there is room. Called by the BroadcastActor."""
-        events = envelopes if self._control else tuple(each for each in envelopes if each.event_seq is not None)
-        # A batch is due when the first number in it is; one of control envelopes alone, after the last event so far.
-        due = next((each.event_seq for each in events if each.event_seq is not None), last_seq + 1)
-        size = sum(len(each.payload_json) for each in events)
+        batch = envelopes if isinstance(envelopes, Batch) else Batch(envelopes)
+        if not self._control:
+            batch = batch.events()
         with self._changed:
             if self._closed:
                 return
             self._known_seq = max(self._known_seq, last_seq)
-            if events:
+            if batch:
                 room = (
-                    self._queued_events + len(events) <= self._limits.subscriber_events_max
-                    and self._queued_bytes + size <= self._limits.subscriber_bytes_max
+                    self._queued_events + len(batch) <= self._limits.subscriber_events_max
+                    and self._queued_bytes + batch.size_bytes <= self._limits.subscriber_bytes_max
                 )
                 if room:
-                    self._queue.append((due, events))
-                    self._queued_events += len(events)
-                    self._queued_bytes += size
+                    # It is due when its first number is; one of control envelopes alone, after the last event so far.
+                    self._queue.append((batch.first_seq or last_seq + 1, batch))
+                    self._queued_events += len(batch)
+                    self._queued_bytes += batch.size_bytes
                 else:
-                    self.controls_dropped += sum(each.event_seq is None for each in events)
+                    self.controls_dropped += batch.controls
                     self._overflow()
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
+        self._tell_change()
 
     def _overflow(self) -> None:
         if not self._lagging:
             self._lagging = True
             self.lag_count += 1
-            self._log.warning("subscriber_lagged", next_seq=self._next_seq, last_seq=self._known_seq, lag=self.lag)
+            if self._on_change is None:  # for one that polls between other work, such as a connection, it is daily life
+                self._log.warning("subscriber_lagged", next_seq=self._next_seq, last_seq=self._known_seq, lag=self.lag)
 
     def end(self) -> None:
         """Learn that the runtime is closing; what is at hand can still be read."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+        self._tell_change()
 
     def note_last_seq(self, last_seq: int) -> None:
         """Learn how far the log goes."""
         with self._changed:
             self._known_seq = max(self._known_seq, last_seq)
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        """Outside the lock, so that whoever is told may read at once."""
+        if self._on_change is not None:
+            self._on_change()
 
     # -- for the reader -----------------------------------------------------------------------------------------
 
@@ -163,41 +183,41 @@ class Subscription:
     def get_raw(self, timeout: float | None = None) -> RawEnvelope:
         """Return the next event with its payload as bytes; otherwise as ``get``."""
         self._check_process()
-        timeout = check_timeout(timeout)
-        deadline = None if timeout is None else self._clock.monotonic() + timeout
+        if timeout is not None:
+            timeout = check_timeout(timeout)
         with self._reading:
-            while True:
-                envelope = self._next(deadline)
-                if envelope is None:
-                    raise WaitTimeout(
-                        session_id=self.session_id, what=f"event {self._next_seq}", timeout_s=timeout or 0
-                    )
-                if self.job_id is None or envelope.job_id == self.job_id:
-                    return envelope
-                if envelope.event_seq is None and envelope.job_id is None:
-                    return envelope  # a control envelope of the session as a whole
+            envelope = self._next_at_hand()
+            if envelope is None:
+                deadline = None if timeout is None else self._clock.monotonic() + timeout
+                while envelope is None:
+                    if not self._take_more(deadline):
+                        what = f"event {self._next_seq}"
+                        raise WaitTimeout(session_id=self.session_id, what=what, timeout_s=timeout or 0)
+                    envelope = self._next_at_hand()
+            return envelope
 
-    def _next(self, deadline: float | None) -> RawEnvelope | None:
-        """Return the next envelope of any job; None when the deadline has passed."""
-        while True:
-            try:
-                for envelope in self._at_hand:
-                    seq = envelope.event_seq
-                    if self._closed:
-                        raise SubscriptionClosed(session_id=self.session_id)
-                    if seq is None:
+    def _next_at_hand(self) -> RawEnvelope | None:
+        """Return the next envelope wanted of those at hand."""
+        try:
+            for envelope in self._at_hand:
+                if self._closed:
+                    raise SubscriptionClosed(session_id=self.session_id)
+                seq = envelope.event_seq
+                if seq is None:
+                    # Of no job: one of the session as a whole.
+                    if self.job_id is None or envelope.job_id is None or envelope.job_id == self.job_id:
                         return envelope
-                    if seq >= self._next_seq:
-                        self._next_seq = seq + 1
+                elif seq >= self._next_seq:
+                    self._next_seq = seq + 1
+                    if self.job_id is None or envelope.job_id == self.job_id:
                         return envelope
-            except BaseException:
-                # A generator that has raised passes for one that has ended. What it still had is not to be skipped:
-                # the next call reads it again from the log, and meets the same damage there.
-                self._at_hand, self._at_hand_through = iter(()), 0
-                raise
-            self._next_seq = max(self._next_seq, self._at_hand_through + 1)
-            if not self._take_more(deadline):
-                return None
+        except BaseException:
+            # A generator that has raised passes for one that has ended. What it still had is not to be skipped: the
+            # next call reads it again from the log, and meets the same damage there.
+            self._at_hand, self._at_hand_through = iter(()), 0
+            raise
+        self._next_seq = max(self._next_seq, self._at_hand_through + 1)
+        return None
 
     def _take_more(self, deadline: float | None) -> bool:
         """Put the next batch at hand, from the queue or from the log; False when the deadline has passed."""
@@ -213,13 +233,18 @@ class Subscription:
                     break
                 if self._lagging:
                     self._lagging = False
-                    self._log.info("subscriber_caught_up", next_seq=self._next_seq)
+                    if self._on_change is None:
+                        self._log.info("subscriber_caught_up", next_seq=self._next_seq)
                 if self._ended:
                     raise SubscriptionClosed(session_id=self.session_id)
                 left = None if deadline is None else deadline - self._clock.monotonic()
                 if left is not None and left <= 0:
                     return False
-                self._changed.wait(left)
+                self._waiting += 1
+                try:
+                    self._changed.wait(left)
+                finally:
+                    self._waiting -= 1
         try:
             self._at_hand = self.store.read(self.session_id, from_seq=self._next_seq, through_seq=through)
         except (StorageUnavailable, RuntimeClosed):
@@ -230,10 +255,17 @@ class Subscription:
         return True
 
     def _take_queued(self) -> None:
-        _, envelopes = self._queue.popleft()
-        self._queued_events -= len(envelopes)
-        self._queued_bytes -= sum(len(each.payload_json) for each in envelopes)
-        self._at_hand = iter(envelopes)
+        """Take what follows without a gap, but not so much that a second queueful is held."""
+        batches: list[Batch] = []
+        due, taken = self._next_seq, 0
+        while self._queue and self._queue[0][0] <= due and taken < _TAKEN_EVENTS_MAX:
+            _, batch = self._queue.popleft()
+            batches.append(batch)
+            due = max(due, (batch.last_seq or 0) + 1)
+            taken += len(batch)
+            self._queued_events -= len(batch)
+            self._queued_bytes -= batch.size_bytes
+        self._at_hand = chain.from_iterable(batches)
         self._at_hand_through = 0
 
     def __iter__(self) -> Iterator[Envelope]:

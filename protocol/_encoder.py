@@ -1,0 +1,112 @@
+"""From what a caller gives to an encoded event, by the short way where nothing needs a second look.
+
+Most events are a type, a payload and perhaps a job. Types and jobs repeat, so what was checked and encoded of them once
+is kept; whatever has more to it goes through ``Envelope`` and ``encode_event``, with the same bytes as the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from ._codec import encode_json, encode_text
+from ._envelope import Envelope
+from ._errors import EventTooLarge, InvalidEvent, NotCountable
+from ._limits import Limits
+from ._row import EncodedEvent, encode_event
+from ._types import EventTypes
+
+__all__ = ["EventEncoder"]
+
+_NAMES_MAX = 4096  # jobs come and go
+_PAIR = 2  # a type and a payload
+
+
+class EventEncoder:
+    """Encodes the events of one runtime. Safe from any thread: the two tables only ever gain or lose whole entries.
+
+    Args:
+        types: says which types are countable.
+        limits: bounds names, payloads and whole events.
+    """
+
+    def __init__(self, types: EventTypes, limits: Limits) -> None:
+        self._is_countable = types.is_countable
+        self._limits = limits
+        self._bytes_max = limits.event_bytes_max
+        self._depth_max = limits.depth_max
+        self._types: dict[str, bytes] = {}
+        self._jobs: dict[str, bytes] = {}
+
+    def encode(self, type: str, payload: Any, job_id: str | None, event_id: str, timestamp: str) -> EncodedEvent:
+        """Encode an event that was given nothing but these, under a new id.
+
+        Raises:
+            InvalidEvent: it cannot be stored as it is.
+        """
+        try:
+            head = b'"ts":"%b","id":"%b","type":%b' % (timestamp.encode(), event_id.encode(), self._types[type])
+            if job_id is not None:
+                head += self._jobs[job_id]
+        except (KeyError, TypeError):  # not seen before, or not even hashable
+            return self._encode_first(type, payload, job_id, event_id, timestamp)
+        payload_json = encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
+        if len(head) + len(payload_json) > self._bytes_max:
+            raise EventTooLarge(size_bytes=len(head) + len(payload_json), limit_bytes=self._bytes_max)
+        return EncodedEvent(event_id, type, job_id, head, payload_json, True)
+
+    def _encode_first(self, type: str, payload: Any, job_id: str | None, event_id: str, timestamp: str) -> EncodedEvent:
+        event = self.encode_envelope(Envelope(type=type, payload=payload, job_id=job_id), event_id, timestamp)
+        for names in (self._types, self._jobs):
+            if len(names) >= _NAMES_MAX:
+                names.clear()
+        self._types[type] = encode_text(type)
+        if job_id is not None:
+            self._jobs[job_id] = b',"job":' + encode_text(job_id)
+        return event
+
+    def encode_envelope(self, envelope: Envelope, event_id: str, timestamp: str) -> EncodedEvent:
+        """Encode an event given as an envelope, whose own id and timestamp count before those given here.
+
+        Raises:
+            NotCountable: it is of a control type.
+            InvalidEvent: it cannot be stored as it is.
+        """
+        fields = envelope.fields
+        if not self._is_countable(fields.type):
+            raise NotCountable(type=fields.type)
+        return self.encode_any(envelope, event_id, timestamp)
+
+    def encode_any(self, envelope: Envelope, event_id: str, timestamp: str) -> EncodedEvent:
+        """Encode an envelope of any type, a control envelope for instance; otherwise as ``encode_envelope``."""
+        fields = envelope.fields
+        is_fresh = fields.id is None
+        if is_fresh or fields.timestamp is None:
+            fields = fields._replace(id=fields.id or event_id, timestamp=fields.timestamp or timestamp)
+        return encode_event(fields, envelope.payload, self._limits, id_is_fresh=is_fresh)
+
+    def encode_many(self, events: Iterable[Any], ids: Callable[[], str], timestamp: str) -> tuple[EncodedEvent, ...]:
+        """Encode ``(type, payload)`` pairs and envelopes, each under the next of the ids.
+
+        Raises:
+            NotCountable, InvalidEvent: one of them cannot be stored, or is neither.
+        """
+        encode = self.encode
+        encoded: list[EncodedEvent] = []
+        for event in events:
+            if event.__class__ is tuple and len(event) == _PAIR:
+                encoded.append(encode(event[0], event[1], None, ids(), timestamp))
+            else:
+                encoded.append(self.encode_envelope(_as_envelope(event), ids(), timestamp))
+        return tuple(encoded)
+
+
+def _as_envelope(event: object) -> Envelope:
+    if isinstance(event, Envelope):
+        return event
+    if isinstance(event, tuple | list):
+        pair = cast("tuple[Any, ...]", event)
+        if len(pair) == _PAIR:
+            return Envelope(type=pair[0], payload=pair[1])
+    message = f"an event is a (type, payload) pair or an Envelope, not {event!r}"
+    raise InvalidEvent(message)
