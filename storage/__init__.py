@@ -8,6 +8,7 @@ from ._files import Files, FileStat, OsFiles
 from ._logging import Logger, LogSink, add_sink, get_logger, remove_sink
 from ._memory import MemoryEventStore
 from ._open import open_store
+from ._patience import WouldWait, set_patience
 from ._store import (
     Appended,
     AppendRequest,
@@ -17,6 +18,7 @@ from ._store import (
     HaltRecord,
     SessionBatch,
     SessionInfo,
+    Snapshot,
 )
 
 __all__ = [
@@ -35,10 +37,13 @@ __all__ = [
     "OsFiles",
     "SessionBatch",
     "SessionInfo",
+    "Snapshot",
     "SystemClock",
+    "WouldWait",
     "add_sink",
     "get_logger",
     "open_store",
     "remove_sink",
     "rfc3339",
+    "set_patience",
 ]

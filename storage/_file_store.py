@@ -7,12 +7,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import orjson
 
 from ..protocol import (
     Clock,
+    Envelope,
     InvalidArgument,
     Limits,
     LogmarkError,
@@ -27,10 +28,12 @@ from ._layout import HALT, HEAD, segment_first_seq, session_dir, session_id_of
 from ._log_reader import FileEnv
 from ._logging import get_logger
 from ._session_log import SessionLog
-from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo
+from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo, Snapshot
 from ._verify import verify_session
 
 __all__ = ["FileEventStore"]
+
+T = TypeVar("T")
 
 _META = "store.json"
 _SESSIONS = "sessions"
@@ -52,6 +55,8 @@ class FileEventStore(EventStore):
     Raises:
         StorageUnavailable: the directory cannot be made or entered, is not a store, or is of a newer version.
     """
+
+    is_local = True
 
     def __init__(
         self,
@@ -180,9 +185,20 @@ class FileEventStore(EventStore):
         self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
     ) -> Iterator[RawEnvelope]:
         """See ``EventStore.read``."""
+        return RawEnvelope.from_runs(session_id, self._runs(session_id, from_seq, through_seq, halted_ok=halted_ok))
+
+    def read_envelopes(
+        self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
+    ) -> Iterator[Envelope]:
+        """See ``EventStore.read_envelopes``."""
+        return Envelope.from_runs(session_id, self._runs(session_id, from_seq, through_seq, halted_ok=halted_ok))
+
+    def _runs(
+        self, session_id: str, from_seq: int, through_seq: int | None, *, halted_ok: bool
+    ) -> Iterator[tuple[int, list[bytes]]]:
         with self._typed():
-            rows = self._session_log(session_id).read(from_seq, through_seq, halted_ok=halted_ok)
-        return self._typed_rows(rows)
+            runs = self._session_log(session_id).read(from_seq, through_seq, halted_ok=halted_ok)
+        return self._typed_rows(runs)
 
     def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
         """See ``EventStore.read_backwards``."""
@@ -193,7 +209,7 @@ class FileEventStore(EventStore):
     def _typed(self) -> _Typed:
         return _Typed(self.url)
 
-    def _typed_rows(self, rows: Iterator[RawEnvelope]) -> Iterator[RawEnvelope]:
+    def _typed_rows(self, rows: Iterator[T]) -> Iterator[T]:
         with self._typed():
             yield from rows
 
@@ -215,6 +231,18 @@ class FileEventStore(EventStore):
                 first_seq=log.first_seq(position) if halt is None else min(1, position.seq),
                 halted=None if halt is None else halt.reason,
             )
+
+    def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
+        """See ``EventStore.load_snapshot``."""
+        log = self._session_log(session_id)
+        with self._typed():
+            return log.snapshots().load(name, log.position())
+
+    def save_snapshot(self, session_id: str, name: str, snapshot: Snapshot) -> None:
+        """See ``EventStore.save_snapshot``."""
+        log = self._session_log(session_id)
+        with self._typed():
+            log.snapshots().save(name, snapshot, log.position())
 
     def sessions(self) -> Iterator[str]:
         """See ``EventStore.sessions``."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Protocol
 
 from filelock import lock_descriptor, unlock_descriptor
 
-__all__ = ["FileStat", "Files", "OsFiles", "write_all"]
+__all__ = ["FileStat", "Files", "OsFiles", "make_file", "write_all"]
 
 
 class FileStat(Protocol):
@@ -36,6 +37,11 @@ class FileStat(Protocol):
     @property
     def st_nlink(self) -> int:
         """Names that the file has; 0 once it is removed."""
+        ...
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """When a file's data, or a directory's names, were last changed, in nanoseconds since 1970."""
         ...
 
 
@@ -111,6 +117,19 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
         if more <= 0:
             raise OSError(errno.ENOSPC, "the file takes no more bytes")
         written += more
+
+
+def make_file(files: Files, path: str, data: bytes, sync: Callable[[int], None]) -> int:
+    """Make a file that holds nothing but ``data``, synced, and return its descriptor; what was there is gone."""
+    fd = files.open(path, write=True, create=True)
+    try:
+        files.truncate(fd, 0)
+        write_all(files, fd, data, 0)
+        sync(fd)
+    except BaseException:
+        files.close(fd)
+        raise
+    return fd
 
 
 _datasync = getattr(os, "fdatasync", os.fsync)

@@ -5,12 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 
-__all__ = ["HALT", "HEAD", "LOCK", "QUARANTINE", "segment_first_seq", "segment_name", "session_dir", "session_id_of"]
+__all__ = [
+    "HALT",
+    "HEAD",
+    "IDS",
+    "LOCK",
+    "QUARANTINE",
+    "REPAIR",
+    "SNAPSHOT",
+    "ids_name",
+    "is_derived",
+    "segment_first_seq",
+    "segment_name",
+    "session_dir",
+    "session_id_of",
+]
 
 HEAD = "head"
 LOCK = "lock"
 HALT = "halt.json"
 QUARANTINE = "quarantine"
+REPAIR = "repair-"  # in the quarantine: the originals of a repair, and its time
+SNAPSHOT = ".snapshot"  # after the name of what it is of
+IDS = ".ids"  # after the digits of its segment
 
 _PLAIN = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789-_.")
 _SEGMENT = re.compile(r"([0-9]{20})\.jsonl\Z")
@@ -67,3 +84,13 @@ def segment_first_seq(name: str) -> int | None:
     """Return the first number of a segment's file name, or None when it is no segment."""
     match = _SEGMENT.match(name)
     return int(match[1]) if match else None
+
+
+def ids_name(first_seq: int) -> str:
+    """Return the file name of the table of ids of the segment whose first number is ``first_seq``."""
+    return f"{first_seq:020d}{IDS}"
+
+
+def is_derived(name: str) -> bool:
+    """Say whether a file is made of the rows alone, and may be removed at any time."""
+    return name.endswith((SNAPSHOT, IDS))

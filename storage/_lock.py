@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from ..protocol import Clock
 from ._files import Files
+from ._patience import WouldWait
 
-__all__ = ["FileLockGuard"]
+__all__ = ["FileLockGuard", "Held"]
 
 _POLL_S_MIN = 0.0002
 _POLL_S_MAX = 0.005
@@ -22,8 +24,20 @@ class FileLockGuard:
         self._fd: int | None = None
         self._named_pid = 0
 
-    def acquire(self, clock: Clock, wait_s: float) -> bool:
-        """Take the lock; False when another descriptor kept it for ``wait_s`` seconds."""
+    def acquire(
+        self, clock: Clock, wait_s: float, is_in_place: Callable[[], bool] | None = None, *, patient: bool = True
+    ) -> bool:
+        """Take the lock; False when another descriptor kept it for ``wait_s`` seconds.
+
+        Args:
+            clock: what ``wait_s`` is measured by.
+            wait_s: the longest wait.
+            is_in_place: asked once the lock is taken; True when it is known that its file is still under its name.
+            patient: False to raise ``WouldWait`` instead of waiting.
+
+        Raises:
+            WouldWait: it is not to be had at once.
+        """
         files = self._files
         deadline: float | None = None
         poll_s = _POLL_S_MIN
@@ -31,12 +45,20 @@ class FileLockGuard:
             if self._fd is None:
                 self._fd = files.open(self._path, write=True, create=True)
             if files.lock(self._fd):
-                if self._is_in_place(self._fd):
+                try:
+                    in_place = (is_in_place is not None and is_in_place()) or self._is_in_place(self._fd)
+                except BaseException:
+                    self.close()  # a lock that is kept after a failure would keep everybody out
+                    raise
+                if in_place:
                     self._name_holder()
                     return True
                 # The file was taken away: this lock excludes nobody who comes after. Lock the one that is there now.
                 self.close()
+                self._named_pid = 0
                 continue
+            if not patient:
+                raise WouldWait
             now = clock.monotonic()
             if deadline is None:
                 deadline = now + wait_s
@@ -52,11 +74,13 @@ class FileLockGuard:
                 self._files.unlock(self._fd)
             except OSError:
                 self.close()  # which lets go of it too: what was done under the lock is done, and not to fail for this
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Close the descriptor, and with it the lock if it is held."""
         fd, self._fd = self._fd, None
-        self._named_pid = 0
         if fd is not None:
             self._files.close(fd)
 
@@ -85,9 +109,6 @@ class FileLockGuard:
             mine, there = self._files.fstat(fd), self._files.stat(self._path)
         except FileNotFoundError:
             return False
-        except BaseException:
-            self.close()  # a lock that is kept after a failure would keep everybody out
-            raise
         return (mine.st_ino, mine.st_dev) == (there.st_ino, there.st_dev)
 
     def _name_holder(self) -> None:
@@ -99,3 +120,20 @@ class FileLockGuard:
             except OSError:
                 return  # a full disk, say: raising here would leave the lock held by nobody's append
             self._named_pid = pid
+
+
+class Held:
+    """Something that is entered and left, as a context manager: a generator would cost each append a microsecond."""
+
+    __slots__ = ("_enter", "_leave", "_patient")
+
+    def __init__(self, enter: Callable[..., None], leave: Callable[[], None], *, patient: bool) -> None:
+        self._enter = enter
+        self._leave = leave
+        self._patient = patient
+
+    def __enter__(self) -> None:
+        self._enter(patient=self._patient)
+
+    def __exit__(self, *_exc: object) -> None:
+        self._leave()

@@ -60,6 +60,15 @@ class LogReader:
             chunk_bytes=self._chunk_bytes,
         )
 
+    @contextlib.contextmanager
+    def opened(self, first: int) -> Generator[tuple[Segment, int], None, None]:
+        """Open a segment for a while; give its reader and its descriptor."""
+        fd = self._files.open(os.path.join(self.path, segment_name(first)), write=False)
+        try:
+            yield self.segment(fd, first), fd
+        finally:
+            self._files.close(fd)
+
     def read_head(self, open_fd: int | None = None) -> Head | None:
         """Return the head, or None when it is missing or damaged; through ``open_fd`` if that is still the head."""
         if open_fd is not None:
@@ -79,11 +88,15 @@ class LogReader:
 
     def rows(self, from_seq: int, through: int, position: Head) -> Generator[RawEnvelope, None, None]:
         """Yield the events of a range of numbers, verified; ``position`` says where the log ended when it was taken."""
+        return RawEnvelope.from_runs(self.session_id, self.runs(from_seq, through, position))
+
+    def runs(self, from_seq: int, through: int, position: Head) -> Generator[tuple[int, list[bytes]], None, None]:
+        """Yield as ``rows`` does, lines with consecutive numbers at a time, and the number of the first."""
         if from_seq > through:
             return
         segments = self._segments_through(position)
         start = max((index for index, first in enumerate(segments) if first <= from_seq), default=0)
-        expected: int | None = segments[start] if segments else None
+        expected = segments[start] if segments else 0
         for index in range(start, len(segments)):
             first = segments[index]
             if first > through:
@@ -94,7 +107,7 @@ class LogReader:
             try:
                 size = position.size if first == position.segment else self._files.fstat(fd).st_size
                 last = min(through, following - 1)
-                seen = yield from self.segment(fd, first).rows_from(max(from_seq, first), last, expected, size)
+                seen = yield from self.segment(fd, first).runs_from(max(from_seq, first), last, expected, size)
             finally:
                 self._files.close(fd)
             if seen < last:

@@ -8,6 +8,7 @@ where warnings reach standard error and the rest nothing. The choice is made at 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ def remove_sink(sink: LogSink) -> None:
         _sinks = tuple(other for other in _sinks if other is not sink)
 
 
+@functools.cache  # one for all: every session has loggers of its own bound to it
 def _standard_logger() -> Any:
     return structlog.wrap_logger(
         logging.getLogger("logmark"),
@@ -49,7 +51,7 @@ def _standard_logger() -> Any:
         ],
         wrapper_class=structlog.stdlib.BoundLogger,
         context_class=dict,
-    )
+    ).bind()
 
 
 class Logger:
@@ -79,7 +81,8 @@ class Logger:
         if _sinks:
             return True
         try:
-            target = self._target()
+            # Not bound to anything for that: half a kilobyte for each session, and most events go nowhere.
+            target = self._target() if structlog.is_configured() else _standard_logger()
             ask = getattr(target, "is_enabled_for", None) or getattr(target, "isEnabledFor", None)
             return ask is None or bool(ask(_LEVELS[level]))
         except Exception:
@@ -92,6 +95,8 @@ class Logger:
                 sink({"event": event, "level": level, **self._bound, **keys})
             except Exception as error:
                 _report_lost(event, error)
+        if not _sinks and not self.enabled(level):
+            return
         try:
             getattr(self._target(), level)(event, **keys)
         except Exception as error:

@@ -6,7 +6,8 @@ Rules, row by row, in the order of writing:
 * a sound row with a higher number stays, and the numbers before it, which are lost, become a reservation;
 * a row whose number is spent (zero, a duplicate, two writers interleaved) gets the next number;
 * a row that cannot be read, or whose checksum does not match although its number does, is taken out, and its number
-  becomes a reservation: a number that anyone was told is never given to another event.
+  becomes a reservation: a number that anyone was told is never given to another event;
+* sound rows that a damaged newline has joined are taken apart first.
 
 The session is halted while this goes on, and the originals are copied aside first; a repair that is interrupted starts
 again from the copies. Sound logs of a halted session are rewritten too: after a failed sync the page cache, which is
@@ -17,25 +18,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from ..protocol import EncodedEvent, Limits, SchemaMismatch, decode_row, encode_row, row_seed, split_row
+from ..protocol import ROW_PREFIX, EncodedEvent, Limits, SchemaMismatch, decode_row, encode_row, row_seed, split_row
 from ._files import Files, write_all
 from ._halt import HaltMarker
 from ._head import Head
-from ._layout import HEAD, QUARANTINE, segment_first_seq, segment_name
+from ._layout import HEAD, QUARANTINE, REPAIR, is_derived, segment_first_seq, segment_name
 from ._logging import Logger
 from ._segment import RowCheck, blocks_of, encode_header, encode_reservation
 from ._verify import read_head, verify_session
 
 __all__ = ["repair_session"]
 
-_ORIGINALS = "repair-"
 _COPIED = "copied"  # every original is in the directory
 _DONE = "done"  # and the repair that needed them is over
+_ROW_END = re.compile(rb',"crc":"([0-9a-f]{8})"\}')
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,7 +71,7 @@ class _Walk:
         held: list[_Kept] = []
         commit: list[int] | None = None
         before, missing = (self.seq, self.through), 0
-        for place, offset, line in lines:
+        for place, offset, line in self._taken_apart(lines):
             if not line:
                 continue
             batch = self._batch_of(line)
@@ -85,6 +88,31 @@ class _Walk:
         yield from held
         if head is not None and head.through > self.through:
             yield self._reserve(head.through, "are lost")
+
+    def _taken_apart(self, lines: Iterator[tuple[str, int, bytes]]) -> Iterator[tuple[str, int, bytes]]:
+        """Yield the lines; of one that begins with a sound row and goes on behind it, the row and the rest."""
+        for place, offset, line in lines:
+            rest, at = line, offset
+            while not self._check.is_sound(rest):
+                end = self._end_of_row(rest)
+                if end is None:
+                    break
+                self.steps.append(f"{place}:{at + end}: put the newline after a row back")
+                yield place, at, rest[:end]
+                end += not rest.startswith(ROW_PREFIX, end)  # what was a newline, unless that is gone
+                rest, at = rest[end:], at + end
+            yield place, at, rest
+
+    def _end_of_row(self, line: bytes) -> int | None:
+        """Return where the sound row ends with which a line begins, if it begins with one and goes on behind it."""
+        if not line.startswith(ROW_PREFIX):
+            return None
+        crc, done = self._seed, 0
+        for found in _ROW_END.finditer(line, 0, len(line) - 1):
+            crc, done = zlib.crc32(line[done : found.start()], crc), found.start()
+            if found[1] == b"%08x" % crc:
+                return found.end()
+        return None
 
     @staticmethod
     def _numbers_of(line: bytes) -> int:
@@ -243,7 +271,7 @@ class _Repair:
             names = self._files.listdir(self._quarantine)
         except FileNotFoundError:
             return None
-        for name in sorted(name for name in names if name.startswith(_ORIGINALS)):
+        for name in sorted(name for name in names if name.startswith(REPAIR)):
             inside = self._files.listdir(os.path.join(self._quarantine, name))
             if _COPIED in inside and _DONE not in inside:
                 return os.path.join(self._quarantine, name)
@@ -258,13 +286,28 @@ class _Repair:
         files = self._files
         files.mkdir(self._quarantine)
         number = self._time_ns  # a name by which a person finds it, and one that no earlier repair has used
-        while not files.mkdir(target_path := os.path.join(self._quarantine, f"{_ORIGINALS}{number}")):
+        while not files.mkdir(target_path := os.path.join(self._quarantine, f"{REPAIR}{number}")):
             number += 1
-        for name in [*(segment_name(first) for first in self._segments(self._path)), HEAD]:
-            try:
-                source = files.open(os.path.join(self._path, name), write=False)
-            except FileNotFoundError:
-                continue  # a head may be missing
+        try:
+            for name in [*(segment_name(first) for first in self._segments(self._path)), HEAD]:
+                self._copy(name, target_path)
+        except OSError:
+            for name in files.listdir(target_path):
+                files.unlink(os.path.join(target_path, name))  # on a full disk every attempt would leave another copy
+            raise
+        files.sync_dir(target_path)
+        files.sync_dir(self._quarantine)
+        files.sync_dir(self._path)
+        self._note(target_path, _COPIED)
+        return target_path
+
+    def _copy(self, name: str, target_path: str) -> None:
+        files = self._files
+        try:
+            source = files.open(os.path.join(self._path, name), write=False)
+        except FileNotFoundError:
+            return  # a head may be missing
+        try:
             target = files.open(os.path.join(target_path, name), write=True, create=True)
             try:
                 files.truncate(target, 0)
@@ -274,13 +317,9 @@ class _Repair:
                     offset += len(data)
                 files.sync(target)
             finally:
-                files.close(source)
                 files.close(target)
-        files.sync_dir(target_path)
-        files.sync_dir(self._quarantine)
-        files.sync_dir(self._path)
-        self._note(target_path, _COPIED)
-        return target_path
+        finally:
+            files.close(source)
 
     def _walk_all(self, walk: _Walk, source: str, head: Head | None) -> Iterator[_Kept]:
         segments = self._segments(source)
@@ -294,8 +333,10 @@ class _Repair:
                 for base, lines, _ in blocks_of(self._files, fd, self._limits.read_chunk_bytes, 0):
                     at = base
                     for line in lines:
-                        if at > 0 or b'"logmark"' not in line:  # not the segment's own first line
-                            yield name, at, line
+                        # Not the segment's own first line; but behind it, where its newline is damaged, is a row.
+                        row = 0 if at > 0 or b'"logmark"' not in line else line.find(ROW_PREFIX)
+                        if row >= 0:
+                            yield name, at + row, line[row:]
                         at += len(line) + 1
             finally:
                 self._files.close(fd)
@@ -308,27 +349,34 @@ class _Repair:
                 files.unlink(os.path.join(self._path, name))
         fd: int | None = None
         size = 0
-        for kept in rows:
-            if fd is None or size + len(kept.line) > self._limits.segment_bytes_max:
-                if fd is not None:
-                    files.sync(fd)
-                    files.close(fd)
-                first = kept.seq if kept.is_event else orjson.loads(kept.line)["reserved"]
-                fd = files.open(os.path.join(self._path, segment_name(first) + ".new"), write=True, create=True)
-                files.truncate(fd, 0)
-                header = encode_header(self._session_id, first)
-                write_all(files, fd, header, 0)
-                size = len(header)
-            write_all(files, fd, kept.line, size)
-            size += len(kept.line)
-        if fd is not None:
-            files.sync(fd)
-            files.close(fd)
+        try:
+            for kept in rows:
+                if fd is None or size + len(kept.line) > self._limits.segment_bytes_max:
+                    if fd is not None:
+                        files.sync(fd)
+                        files.close(fd)
+                        fd = None
+                    first = kept.seq if kept.is_event else orjson.loads(kept.line)["reserved"]
+                    fd = files.open(os.path.join(self._path, segment_name(first) + ".new"), write=True, create=True)
+                    files.truncate(fd, 0)
+                    header = encode_header(self._session_id, first)
+                    write_all(files, fd, header, 0)
+                    size = len(header)
+                write_all(files, fd, kept.line, size)
+                size += len(kept.line)
+            if fd is not None:
+                files.sync(fd)
+        finally:
+            if fd is not None:
+                files.close(fd)
 
     def _publish(self, walk: _Walk) -> None:
         """Put the new segments in place of the old ones. The halt marker stands: nobody reads in between."""
         files = self._files
-        fresh = {name for name in files.listdir(self._path) if name.endswith(".jsonl.new")}
+        names = files.listdir(self._path)
+        for name in filter(is_derived, names):  # it is made anew, of the new rows
+            files.unlink(os.path.join(self._path, name))
+        fresh = {name for name in names if name.endswith(".jsonl.new")}
         for first in self._segments(self._path):
             name = segment_name(first)
             if name + ".new" not in fresh:
@@ -342,7 +390,7 @@ class _Repair:
         fd = files.open(os.path.join(self._path, HEAD), write=True, create=True)
         try:
             files.truncate(fd, 0)
-            files.write(fd, head.encode(self._seed), 0)
+            write_all(files, fd, head.encode(self._seed), 0)
             files.sync(fd)
         finally:
             files.close(fd)

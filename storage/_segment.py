@@ -7,8 +7,11 @@ empty. Nothing here writes.
 from __future__ import annotations
 
 import dataclasses
-import zlib
+import struct
+from binascii import hexlify
 from collections.abc import Generator, Iterator
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -20,6 +23,7 @@ from ..protocol import (
     LogCorrupt,
     RawEnvelope,
     SchemaMismatch,
+    crc32,
     decode_row,
     row_seed,
     row_seq,
@@ -27,23 +31,30 @@ from ..protocol import (
 )
 from ._files import Files
 from ._layout import segment_name
+from ._sealed import SEALED_BYTES_MAX, sealed
 
 __all__ = ["RowCheck", "Scan", "Segment", "blocks_of", "encode_header", "encode_reservation"]
 
 _HEADER_PREFIX = b'{"logmark":"segment","v":%d,' % SCHEMA_VERSION
 _BISECT_BYTES = 8192
-_HEADER_BYTES_MAX = 4096
 _RESERVATION_BYTES_MAX = 256
-
-
-def _sealed(text: bytes, seed: int) -> bytes:
-    return b'%b,"crc":"%08x"}\n' % (text, zlib.crc32(text, seed))
+_FIRST_BLOCK_BYTES = 8192  # who wants one event waits for no more than these
+_BLOCK_BYTES = 32_768  # larger ones fall out of the processor's caches, and rows cost twice as much
+_BLOCK_ROWS_MIN = 16
+_COVERED = itemgetter(slice(None, -ROW_TAIL_BYTES))
+_TAIL = itemgetter(slice(-ROW_TAIL_BYTES, None))
+_NUMBER = ROW_PREFIX + b"%d,"
+_THOUSAND = 1000
+_STARTS = b"".join(b"%b\0%03d," % (ROW_PREFIX, low) for low in range(_THOUSAND))
+_START_BYTES = len(_STARTS) // _THOUSAND
+_SIZE_MEMBER = b',"size":'
+_SIZE_WITHIN = len(ROW_PREFIX) + len(b',"batch":[,]') + 3 * 19 + len(_SIZE_MEMBER)
 
 
 def encode_header(session_id: str, first_seq: int) -> bytes:
     """Return a segment's first line."""
     members = orjson.dumps({"session": session_id, "first_seq": first_seq})
-    return _sealed(_HEADER_PREFIX + members[1:-1], row_seed(session_id))
+    return sealed(_HEADER_PREFIX + members[1:-1], row_seed(session_id))
 
 
 def encode_reservation(session_id: str, first_seq: int, last_seq: int) -> bytes:
@@ -55,7 +66,7 @@ def encode_reservation(session_id: str, first_seq: int, last_seq: int) -> bytes:
         last_seq,
         first_seq,
     )
-    return _sealed(text, row_seed(session_id))
+    return sealed(text, row_seed(session_id))
 
 
 @dataclasses.dataclass(slots=True)
@@ -95,6 +106,15 @@ def blocks_of(files: Files, fd: int, chunk_bytes: int, offset: int) -> Iterator[
         yield base, [carry], False
 
 
+def _row_starts(first_seq: int, count: int) -> bytes:
+    """Return what rows with these numbers start with, one after the other."""
+    high, low = divmod(first_seq, _THOUSAND)
+    if not high or low + count > _THOUSAND:
+        return (_NUMBER * count) % tuple(range(first_seq, first_seq + count))
+    # The same, without formatting a number for each row.
+    return _STARTS[low * _START_BYTES : (low + count) * _START_BYTES].replace(b"\0", b"%d" % high)
+
+
 class RowCheck:
     """Tells the sound rows of one session."""
 
@@ -105,7 +125,7 @@ class RowCheck:
 
     def is_sound(self, line: bytes) -> bool:
         """Say whether a line, its newline removed, is a row of this version with its checksum right."""
-        tail = b',"crc":"%08x"}' % zlib.crc32(line[:-ROW_TAIL_BYTES], self._seed)
+        tail = b',"crc":"%08x"}' % crc32(line[:-ROW_TAIL_BYTES], self._seed)
         return line.endswith(tail) and line.startswith(ROW_PREFIX)
 
 
@@ -129,7 +149,7 @@ class Segment:
             SchemaMismatch: a segment of another version.
             LogCorrupt: damaged, or the segment of another session.
         """
-        line, newline, _ = self._files.read(self._fd, _HEADER_BYTES_MAX, 0).partition(b"\n")
+        line, newline, _ = self._files.read(self._fd, SEALED_BYTES_MAX, 0).partition(b"\n")
         if line + b"\n" == encode_header(self._session_id, self.first_seq) and newline:
             return len(line) + 1
         members = decode_row(line) or {}
@@ -146,16 +166,19 @@ class Segment:
             raise self._corrupt(f"the segment belongs to session {owner!r}", self.first_seq, 0)
         raise self._corrupt("the segment's first line is damaged", self.first_seq, 0)
 
-    def rows_from(
-        self, from_seq: int, through: int, expected: int | None, size: int
-    ) -> Generator[RawEnvelope, None, int]:
+    def runs_from(
+        self, from_seq: int, through: int, expected: int, size: int
+    ) -> Generator[tuple[int, list[bytes]], None, int]:
         """Yield the events of ``from_seq`` to ``through`` that lie in this segment, verified.
 
         Args:
             from_seq: the first number wanted.
             through: the last number wanted.
-            expected: the number that the first row must have, when it is known.
+            expected: the number that the first row of the segment must have.
             size: an offset at or after the last row wanted; only a bound for the search.
+
+        Yields:
+            lines of events with consecutive numbers, newlines removed, and the number of the first.
 
         Returns:
             the last number that was seen; less than ``through`` when rows are missing at the end.
@@ -164,35 +187,87 @@ class Segment:
         if from_seq > self.first_seq:
             start = self._find(from_seq, start, size)
             expected = from_seq  # the search goes by numbers that nobody has verified: it may have been led astray
-        seq = from_seq - 1
-        seed, prefix, session_id, crc32 = self._seed, ROW_PREFIX, self._session_id, zlib.crc32
-        for base, lines, complete in blocks_of(self._files, self._fd, self._chunk_bytes, start):
-            for index, line in enumerate(lines):
-                if not line:
-                    continue
-                tail = b',"crc":"%08x"}' % crc32(line[:-ROW_TAIL_BYTES], seed)
-                if not line.endswith(tail) or not line.startswith(prefix):
-                    at = base + sum(len(before) + 1 for before in lines[:index])
-                    if not complete:
-                        raise self._corrupt("the row ends in the middle", expected, at)
-                    raise self._diagnose(line, at, expected)
-                seq = row_seq(line)
-                try:
-                    envelope = split_row(line, session_id, seq)
-                except ValueError:  # no payload: a reservation
-                    envelope = None
-                if expected is not None and seq != expected:
-                    reserved = None if envelope is not None else orjson.loads(line).get("reserved")
-                    # The first row may be a reservation that began before the number wanted.
-                    if reserved != expected and not (reserved and reserved < expected == from_seq < seq):
-                        at = base + sum(len(before) + 1 for before in lines[:index])
-                        raise self._corrupt(f"row {seq} stands where row {expected} belongs", expected, at)
-                expected = seq + 1
-                if envelope is not None and from_seq <= seq <= through:
-                    yield envelope
-                if seq >= through:
-                    return seq
-        return seq
+        for base, lines, complete in self._blocks_from(start):
+            wanted = lines if len(lines) <= through - expected else lines[: through - expected + 1]
+            if complete and self._are_ordinary(wanted, expected):
+                yield expected, wanted
+                expected += len(wanted)
+            else:
+                for seq, line in self._checked(base, lines, from_seq, expected, complete=complete):
+                    if line is not None and from_seq <= seq <= through:
+                        yield seq, [line]
+                    expected = seq + 1
+                    if seq >= through:
+                        break
+            if expected > through:
+                break
+        return expected - 1
+
+    def _blocks_from(self, offset: int) -> Iterator[tuple[int, list[bytes], bool]]:
+        """Yield runs of lines as ``blocks_of`` does, a small one first, the others small enough to stay in a cache."""
+        size = min(_FIRST_BLOCK_BYTES, self._chunk_bytes)
+        while True:
+            data = self._files.read(self._fd, size, offset)
+            ended = len(data) < size
+            lines = data.split(b"\n")
+            rest = lines.pop()
+            if lines:
+                yield offset, lines, True
+                offset += len(data) - len(rest)
+            if ended:
+                if rest:
+                    yield offset, [rest], False
+                return
+            if not lines:
+                size *= 4  # one row is longer than that
+            elif len(lines) < _BLOCK_ROWS_MIN:
+                size = max(size, min(size * 2, self._chunk_bytes))
+            else:
+                size = min(_BLOCK_BYTES, self._chunk_bytes)
+
+    def _are_ordinary(self, lines: list[bytes], first_seq: int) -> bool:
+        """Say whether all lines are sound rows of events with consecutive numbers.
+
+        False also when some are none and the rest has to be told from them: this looks at all of them at once, in a
+        few calls that leave nothing to do for each row, which is what makes a replay fast.
+        """
+        count = len(lines)
+        digits = len(b"%d" % first_seq)
+        if not count or len(b"%d" % (first_seq + count - 1)) != digits:
+            return False
+        crcs = map(crc32, map(_COVERED, lines), repeat(self._seed))
+        sums = hexlify(struct.pack(f">{count}I", *crcs), b"\n", 4).replace(b"\n", b'"},"crc":"')
+        # Pieces of at most so many bytes add up to so many times the number of lines only if each has all of them.
+        if b"".join(map(_TAIL, lines)) != b',"crc":"%b"}' % sums:
+            return False
+        start = itemgetter(slice(len(ROW_PREFIX) + digits + 1))
+        if b"".join(map(start, lines)) != _row_starts(first_seq, count):
+            return False
+        # A reservation has no size.
+        if min(map(len, lines)) > _RESERVATION_BYTES_MAX:
+            return True
+        return min(map(bytes.find, lines, repeat(_SIZE_MEMBER), repeat(0), repeat(_SIZE_WITHIN))) >= 0
+
+    def _checked(
+        self, base: int, lines: list[bytes], from_seq: int, expected: int, *, complete: bool
+    ) -> Iterator[tuple[int, bytes | None]]:
+        """Verify line by line, and yield the last number of each row with the row's line, None for a reservation."""
+        for index, line in enumerate(lines):
+            if not line:
+                continue
+            if not self._is_sound(line):
+                at = base + sum(len(before) + 1 for before in lines[:index])
+                if not complete:
+                    raise self._corrupt("the row ends in the middle", expected, at)
+                raise self._diagnose(line, at, expected)
+            seq = row_seq(line)
+            reserved = None if _SIZE_MEMBER in line[:_SIZE_WITHIN] else orjson.loads(line).get("reserved")
+            # The first row may be a reservation that began before the number wanted.
+            if expected not in (seq, reserved) and not (reserved and reserved < expected == from_seq < seq):
+                at = base + sum(len(before) + 1 for before in lines[:index])
+                raise self._corrupt(f"row {seq} stands where row {expected} belongs", expected, at)
+            expected = seq + 1
+            yield seq, None if reserved else line
 
     def rows_backwards(self, before_seq: int, size: int) -> Iterator[RawEnvelope]:
         """Yield the events below a number that lie in this segment, downwards, verified."""
@@ -250,6 +325,34 @@ class Segment:
         if start == 0 and cut < 0:  # only the first line: an empty segment
             return line + b"\n" == encode_header(self._session_id, self.first_seq) and through < self.first_seq
         return self._is_sound(line) and row_seq(line) == through
+
+    def row(self, seq: int, offset: int | None = None) -> tuple[int, bytes] | None:
+        """Return offset and line of the sound row with a number, None when it is not there; at ``offset``, if given."""
+        if offset is None:
+            offset = self._find(seq, self.header_end(), self._files.fstat(self._fd).st_size)
+        line = next((lines[0] for _, lines, _ in blocks_of(self._files, self._fd, _BISECT_BYTES, offset)), b"")
+        return (offset, line) if self._is_sound(line) and row_seq(line) == seq else None
+
+    def line_at(self, offset: int) -> bytes:
+        """Return the line that starts at an offset, its newline removed; LogCorrupt when it is no sound row."""
+        line = next((lines[0] for _, lines, _ in blocks_of(self._files, self._fd, _BISECT_BYTES, offset)), b"")
+        if not self._is_sound(line):
+            raise self._diagnose(line, offset, None)
+        return line
+
+    def sound_lines(self, start: int) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield runs of lines from an offset (0: the first row) to the end, each with the offset of its first.
+
+        Raises:
+            LogCorrupt, SchemaMismatch: a line is neither a sound row nor empty.
+        """
+        for base, lines, _ in blocks_of(self._files, self._fd, self._chunk_bytes, start or self.header_end()):
+            at = base
+            for line in lines:
+                if line and not self._is_sound(line):
+                    raise self._diagnose(line, at, None)
+                at += len(line) + 1
+            yield base, lines
 
     def scan(self, start: int, seq: int, through: int) -> Scan:
         """Walk from an offset to the end and tell complete commits from what a crash may have left.
@@ -334,7 +437,7 @@ class Segment:
                 low = found[0]
             else:
                 high = middle  # the row wanted starts at or below found: the walk from low comes upon it
-        for base, lines, _ in blocks_of(self._files, self._fd, self._chunk_bytes, low):
+        for base, lines, _ in blocks_of(self._files, self._fd, min(2 * _BISECT_BYTES, self._chunk_bytes), low):
             at = base
             for line in lines:
                 if line.startswith(ROW_PREFIX):

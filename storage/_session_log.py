@@ -11,34 +11,37 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import cast
 
 from ..protocol import (
     SEQ_MAX,
     AppendError,
     AppendUncertain,
-    EncodedEvent,
     LockTimeout,
     RawEnvelope,
     SequenceExhausted,
     SessionHalted,
     StorageRejected,
-    WrongExpectedSeq,
-    encode_row,
+    encode_rows,
     row_seed,
 )
-from ._files import write_all
+from ._files import make_file, write_all
 from ._halt import HaltMarker
-from ._head import HEAD_BYTES, Head
-from ._ids_index import IdIndex, settle, stands_without
-from ._layout import HALT, HEAD, LOCK, segment_name
-from ._lock import FileLockGuard
+from ._head import Head
+from ._head_file import HeadFile
+from ._layout import HALT, LOCK, segment_name
+from ._lock import FileLockGuard, Held
 from ._log_reader import FileEnv, LogReader
+from ._patience import WouldWait, may_wait
+from ._plan import BatchPlan, SessionPlan, ids_in_doubt, number_plainly
 from ._recovery import Recovery, Tail
 from ._repair import repair_session
 from ._segment import encode_header, encode_reservation
+from ._session_ids import IdsUnknown, SessionIds
+from ._snapshots import SnapshotFiles
 from ._store import Appended, AppendRequest, BatchResult, HaltRecord
+from ._undisturbed import Undisturbed
 
 __all__ = ["SessionLog"]
 
@@ -57,30 +60,43 @@ class SessionLog:
         self._seed = row_seed(session_id)
         self._mutex = threading.Lock()
         self._lock: FileLockGuard | None = None
-        self._head_fd: int | None = None
-        self._head_line = b""
-        self._unwritten_head: Head | None = None
         self._segment_fd: int | None = None
         self._tail: Tail | None = None
-        self._ids: IdIndex | None = None
         self._halt_marker = HaltMarker(env.files, session_id, os.path.join(path, HALT))
         self._halt: HaltRecord | None = None
         self._checked = False
         self._through_seen = 0
+        self._undisturbed = Undisturbed(env.files, env.clock, path)
+        self._named_segment = 0
+        self._named_path = ""
         self._log = env.log.bind(session=session_id)
+        self._head = HeadFile(env.files, path, self._seed, self._log)
+        self._snapshots: SnapshotFiles | None = None
         self._reader = LogReader(env, session_id, path)
+        self._ids = SessionIds(env, self._reader, self._log)
         self._recovery = Recovery(env, self._reader, sync=self._sync, sync_dir=self._sync_dir, log=self._log)
 
     # -- appending ----------------------------------------------------------------------------------------------
 
     def append(self, requests: Sequence[AppendRequest]) -> BatchResult:
-        """Write the requests; every failure is in the answers."""
-        with self._mutex:
+        """Write the requests; every failure is in the answers.
+
+        Raises:
+            WouldWait: somebody else is at the log, and this thread must not wait.
+        """
+        patient = may_wait()
+        if not self._mutex.acquire(blocking=patient):
+            raise WouldWait
+        try:
             if not requests:
                 return self._nothing_written(())
             try:
-                with self._locked():
-                    return self._commit(requests)
+                while True:
+                    try:
+                        with self._locked(patient=patient):
+                            return self._commit(requests)
+                    except IdsUnknown:  # it may take long to learn them: nobody else has to wait for that
+                        self._ids.prepare()
             except AppendError as error:
                 failure = error
             except OSError as error:
@@ -90,6 +106,8 @@ class SessionLog:
                 )
                 failure.__cause__ = error
             return self._nothing_written((failure,) * len(requests))
+        finally:
+            self._mutex.release()
 
     def _nothing_written(self, answers: tuple[AppendError, ...]) -> BatchResult:
         """Return the result of a batch that did not come to the log, with what the head says of the session."""
@@ -112,56 +130,38 @@ class SessionLog:
 
     def _commit(self, requests: Sequence[AppendRequest]) -> BatchResult:
         tail = self._tail_or_new()
-        before, seq, through = tail.seq, tail.seq, tail.through
-        known = self._ids_for(requests)
-        pending: dict[str, int] = {}
-        answers: list[Appended | AppendError] = []
-        events: list[EncodedEvent] = []
-        for request in requests:
-            answer: Appended | AppendError | None = None
-            if known is not None or len(request.events) > 1 or pending:
-                # The ids come first: a retry whose first write succeeded must not fail on its expected_seq.
-                answer = settle(self.session_id, request, known, pending)
-            if answer is None and request.expected_seq is not None and request.expected_seq != seq:
-                answer = WrongExpectedSeq(session_id=self.session_id, expected_seq=request.expected_seq, last_seq=seq)
-            if answer is None and through + len(request.events) > SEQ_MAX:
-                answer = SequenceExhausted(session_id=self.session_id, last_seq=through)
-            if answer is None:
-                answer = Appended(through + 1, through + len(request.events))
-                for event in request.events:
-                    through += 1
-                    if not event.id_is_fresh:
-                        pending[event.id] = through
-                events.extend(request.events)
-                seq = through
-            answers.append(answer)
-        size, sync_s = 0, 0.0
-        if events:
-            first = tail.through + 1
-            batch = b"[%d,%d]" % (first, through)
-            rows = b"".join(
-                [encode_row(event, number, batch, self._seed) for number, event in enumerate(events, first)]
+        plan: BatchPlan | None = None
+        answers: Sequence[Appended | AppendError]
+        plain = number_plainly(requests, tail.through)
+        if plain is not None:
+            answers, events = plain
+        else:
+            session = SessionPlan(self.session_id, seq=tail.seq, through=tail.through)
+            plan = session.plan(requests, self._ids.numbers_of(ids_in_doubt(requests), tail))
+            answers, events = plan.answers, plan.events
+        if not events:
+            return BatchResult(
+                session_id=self.session_id, answers=tuple(answers), last_seq_before=tail.seq, last_seq=tail.seq
             )
-            try:
-                sync_s = self._write(rows, seq, through, events[0].id)
-            except AppendError as error:
-                # Requests that the log itself has answered do not share the fate of the write.
-                return BatchResult(
-                    session_id=self.session_id,
-                    answers=tuple(answer if stands_without(first, answer) else error for answer in answers),
-                    last_seq_before=before,
-                    last_seq=before,
-                )
-            size = len(rows)
-            if self._ids is not None and self._ids.through >= before:  # else it lacks what others have appended
-                for number, event in enumerate(events, first):
-                    self._ids.add(event.id, number)
+        before, first = tail.seq, tail.through + 1
+        last = tail.through + len(events)
+        rows = encode_rows(events, first, last, self._seed)
+        try:
+            sync_s = self._write(rows, last, last, events[0].id)
+        except AppendError as error:
+            if plan is not None:  # requests that the log itself has answered do not share the fate of the write
+                return plan.failed(error)
+            return BatchResult(
+                session_id=self.session_id, answers=(error,) * len(requests), last_seq_before=before, last_seq=before
+            )
+        if self._tail is not None:
+            self._ids.written(events, rows, self._tail.segment, self._tail.size - len(rows))
         return BatchResult(
             session_id=self.session_id,
             answers=tuple(answers),
             last_seq_before=before,
-            last_seq=seq,
-            bytes_written=size,
+            last_seq=last,
+            bytes_written=len(rows),
             sync_s=sync_s,
         )
 
@@ -229,26 +229,16 @@ class SessionLog:
         return AppendUncertain(session_id=self.session_id, reason=reason, first_event_id=first_event_id)
 
     def _write_head(self, tail: Tail) -> None:
-        head = tail.head(halted=self._halt is not None)
-        line = head.encode(self._seed)
-        for attempt in (1, 2):
-            try:
-                if self._head_fd is None:
-                    self._head_fd = self._files.open(os.path.join(self.path, HEAD), write=True, create=True)
-                write_all(self._files, self._head_fd, line, 0)
-            except OSError as error:
-                # The events are durable, and this process goes on by what it knows; others learn of them with the next
-                # append. So it is worth a second attempt, on a descriptor of its own.
-                self._unwritten_head = head
-                if attempt > 1:
-                    self._log.warning("head_write_failed", error=str(error), seq=tail.seq)
-                elif self._head_fd is not None:
-                    head_fd, self._head_fd = self._head_fd, None
-                    self._files.close(head_fd)
-            else:
-                self._head_line = line
-                self._unwritten_head = None
-                return
+        self._head.write(tail.head(halted=self._halt is not None))
+
+    def _write_late(self) -> None:
+        """Offer the disk the head that it has refused once more: until then no other process sees the events."""
+        try:
+            with self._locked():
+                if self._head.unwritten is not None and self._tail is not None:
+                    self._write_head(self._tail)
+        except (AppendError, OSError, WouldWait):
+            return  # this was said when it was refused the first time
 
     def _start_segment(self, tail: Tail) -> Tail:
         """Create the next segment: complete, or not there at all.
@@ -260,15 +250,11 @@ class SessionLog:
         first = tail.through + 1
         path = os.path.join(self.path, segment_name(first))
         header = encode_header(self.session_id, first)
-        fresh = path + ".new"
-        fd = files.open(fresh, write=True, create=True)
+        fd = make_file(files, path + ".new", header, self._sync)
         try:
-            files.truncate(fd, 0)
-            write_all(files, fd, header, 0)
-            self._sync(fd)
             if tail.segment:
                 self._write_head(Tail(tail.seq, tail.through, first, 0, 0))
-            files.rename(fresh, path)
+            files.rename(path + ".new", path)
             self._sync_dir(self.path)
             if tail.segment == 0:
                 # Also when this process did not make the directory: who made it may have died before syncing its name.
@@ -276,6 +262,7 @@ class SessionLog:
             inode = files.fstat(fd).st_ino
         except BaseException:
             files.close(fd)
+            self._tail = None  # the new segment may have its name already, and then the old one is complete
             raise
         if self._segment_fd is not None:
             files.close(self._segment_fd)
@@ -283,29 +270,31 @@ class SessionLog:
         self._tail = Tail(tail.seq, tail.through, first, len(header), inode)
         self._write_head(self._tail)
         self._log.info("segment_started", segment=segment_name(first))
+        if tail.segment:
+            self._ids.closing(tail, self._tail)
         return self._tail
 
     # -- the lock and the tail ----------------------------------------------------------------------------------
 
-    def _locked(self) -> _Held:
-        return _Held(self)
+    def _locked(self, *, patient: bool = True) -> Held:
+        return Held(self._enter, self._leave, patient=patient)
 
-    def _enter(self) -> None:
+    def _enter(self, *, patient: bool) -> None:
         """Take the lock and make sure that the tail is what the file says."""
         if self._halt is not None:
             record = self._halt_marker.read()
             if record is not None:
                 raise self._halted_error(record)
         if self._lock is None:
-            self._create_directory()
+            self._files.mkdir(self.path)  # its name is synced when the first segment is made
             self._lock = FileLockGuard(self._env.files, os.path.join(self.path, LOCK))
         limits = self._env.limits
-        if not self._lock.acquire(self._env.clock, limits.lock_wait_s):
+        if not self._lock.acquire(self._env.clock, limits.lock_wait_s, self._undisturbed.holds, patient=patient):
             raise LockTimeout(
                 session_id=self.session_id, waited_s=limits.lock_wait_s, holder_pid=self._lock.holder_pid()
             )
         try:
-            if not self._tail_is_current():
+            if not self._tail_is_known():
                 self._recover()
         except BaseException:
             self._lock.release()
@@ -315,30 +304,55 @@ class SessionLog:
         if self._lock is not None:
             self._lock.release()
 
-    def _create_directory(self) -> None:
-        self._files.mkdir(self.path)  # its name is synced when the first segment is made
-
     def _tail_or_new(self) -> Tail:
         if self._tail is None:
             self._tail = Tail(0, 0, 0, 0, 0)
         return self._tail
 
+    def _tail_is_known(self) -> bool:
+        """Say whether nobody else has touched the log; looks at paths only when something happened to them."""
+        tail, files = self._tail, self._files
+        if tail is not None and tail.segment and self._head.fd is None and self._segment_fd is None:
+            try:  # they were given back while others needed them; what they are now is compared as ever
+                self._segment_fd = files.open(self._segment_path(tail.segment), write=True)
+                self._head.open()
+            except FileNotFoundError:
+                return False
+        segment_fd = self._segment_fd
+        if tail is None or segment_fd is None or self._halt is not None:
+            return False
+        if self._undisturbed.held:  # it was asked when the lock was taken
+            return (
+                self._head.is_as_written()
+                and files.fstat(segment_fd).st_size == tail.size
+                and self._halt_marker.unwritten is None
+            )
+        looked_at = self._undisturbed.look()
+        if not self._tail_is_current():
+            return False
+        self._undisturbed.remember(looked_at)
+        return True
+
     def _tail_is_current(self) -> bool:
         """Say whether nobody else has touched the log since this process last did. Must hold the lock."""
-        tail, head_fd = self._tail, self._head_fd
-        if tail is None or head_fd is None or self._segment_fd is None or self._halt is not None:
+        tail = self._tail
+        if tail is None or self._segment_fd is None or self._halt is not None:
             return False
-        files = self._files
-        if files.read(head_fd, HEAD_BYTES, 0) != self._head_line or files.fstat(head_fd).st_nlink != 1:
+        if not (self._head.is_as_written() and self._head.is_in_place()):
             return False
         try:
-            found = files.stat(os.path.join(self.path, segment_name(tail.segment)))
+            found = self._files.stat(self._segment_path(tail.segment))
         except OSError:
             return False
         if found.st_size != tail.size or found.st_ino != tail.inode or found.st_nlink != 1:
             return False
         # A halt marks the head too, but one that could not wait for the lock may have lost that mark to its holder.
         return not self._halt_marker.stands()
+
+    def _segment_path(self, first_seq: int) -> str:
+        if first_seq != self._named_segment:
+            self._named_segment, self._named_path = first_seq, os.path.join(self.path, segment_name(first_seq))
+        return self._named_path
 
     def _recover(self) -> None:
         """Bring tail, head and file into agreement. Must hold the lock.
@@ -376,31 +390,17 @@ class SessionLog:
                 self._log.warning("head_rebuilt", seq=tail.seq)
             self._write_head(tail)
         else:
-            self._head_fd = self._files.open(os.path.join(self.path, HEAD), write=True)
-            self._head_line = head.encode(self._seed)
+            self._head.adopt(head)
         if tail.through > self._through_seen > 0:
             self._log.debug("foreign_events_found", through=tail.through, through_known=self._through_seen)
         self._through_seen = tail.through
-
-    # -- ids ----------------------------------------------------------------------------------------------------
-
-    def _ids_for(self, requests: Sequence[AppendRequest]) -> IdIndex | None:
-        """Return the ids in the log when one of the requests may be a retry. Must hold the lock."""
-        if all(event.id_is_fresh for request in requests for event in request.events):
-            return None
-        if self._ids is None:
-            self._ids = IdIndex()
-        tail = self._tail_or_new()
-        if self._ids.through < tail.seq:
-            self._ids.extend(self._reader.rows(self._ids.through + 1, tail.through, tail.head()))
-        return self._ids
 
     # -- halting ------------------------------------------------------------------------------------------------
 
     def halt(self, reason: str, first_event_id: str | None) -> None:
         """Refuse appends and replays from now on, durably."""
         with self._mutex:
-            self._create_directory()
+            self._files.mkdir(self.path)
             self._sync_dir(os.path.dirname(self.path))
             # Under the lock, so that no append of another process puts its own head over the one that says "halted".
             # A holder that hangs must not prevent the halt.
@@ -436,7 +436,8 @@ class SessionLog:
         """
         with self._mutex:
             self._close_data()
-            self._tail, self._ids, self._checked, self._unwritten_head = None, None, False, None
+            self._tail, self._checked, self._head.unwritten = None, False, None
+            self._ids.forget()
             lock = self._lock = self._lock or FileLockGuard(self._env.files, os.path.join(self.path, LOCK))
             wait_s = self._env.limits.lock_wait_s
             if not lock.acquire(self._env.clock, wait_s):
@@ -463,7 +464,7 @@ class SessionLog:
         self._log.error("session_halted", reason=record.reason, first_event_id=first_event_id)
         tail = self._tail
         try:
-            if tail is None or self._head_fd is None:
+            if tail is None or self._head.fd is None:
                 head = self._reader.read_head()
                 tail = None if head is None else Tail(head.seq, head.through, head.segment, head.size, 0)
         except OSError as problem:
@@ -484,6 +485,11 @@ class SessionLog:
             halted_ok: answer for a halted session too.
             check: False to take what the head says, when the end of the log is known to be damaged.
         """
+        if self._head.unwritten is not None and self._mutex.acquire(blocking=False):
+            try:
+                self._write_late()
+            finally:
+                self._mutex.release()
         head = self._known_head()
         if head is not None and not head.halted and self._checked and self._halt is None:
             return head
@@ -495,8 +501,7 @@ class SessionLog:
         return self._known_head() or self._position_by_rows(mend=record is None and check, damaged_ok=not check)
 
     def _known_head(self) -> Head | None:
-        head, unwritten = self._reader.read_head(self._head_fd), self._unwritten_head
-        return unwritten if unwritten is not None and (head is None or head.through < unwritten.through) else head
+        return self._head.newest(self._reader.read_head(self._head.fd))
 
     def _position_by_rows(self, *, mend: bool, damaged_ok: bool) -> Head:
         if not self._reader.segments():
@@ -537,17 +542,25 @@ class SessionLog:
                 raise
             self._checked = True
 
-    def read(self, from_seq: int, through_seq: int | None, *, halted_ok: bool) -> Iterator[RawEnvelope]:
-        """Yield durable events upwards as of this call."""
+    def read(
+        self, from_seq: int, through_seq: int | None, *, halted_ok: bool
+    ) -> Generator[tuple[int, list[bytes]], None, None]:
+        """Yield durable events upwards as of this call, as ``LogReader.runs`` does."""
         position = self.position(halted_ok=halted_ok, check=not halted_ok)
         through = position.through if through_seq is None else min(through_seq, position.through)
-        return self._reader.rows(max(1, from_seq), through, position)
+        return self._reader.runs(max(1, from_seq), through, position)
 
     def read_backwards(self, before_seq: int | None) -> Iterator[RawEnvelope]:
         """Yield durable events downwards as of this call."""
         position = self.position()
         before = position.through + 1 if before_seq is None else min(before_seq, position.through + 1)
         return self._reader.backwards(before, position)
+
+    def snapshots(self) -> SnapshotFiles:
+        """Return what keeps this log's snapshots."""
+        if self._snapshots is None:
+            self._snapshots = SnapshotFiles(self._env, self._reader, self._log)
+        return self._snapshots
 
     def first_seq(self, position: Head) -> int:
         """Return the number of the first event that can be read, 0 when there is none."""
@@ -557,10 +570,9 @@ class SessionLog:
 
     def _close_data(self) -> None:
         segment_fd, self._segment_fd = self._segment_fd, None
-        head_fd, self._head_fd = self._head_fd, None
-        for fd in (segment_fd, head_fd):
-            if fd is not None:
-                self._files.close(fd)
+        if segment_fd is not None:
+            self._files.close(segment_fd)
+        self._head.close()
 
     def close(self, *, wait: bool = True) -> bool:
         """Give back the descriptors; the log can be used again. False when it is busy and ``wait`` is False."""
@@ -573,27 +585,15 @@ class SessionLog:
         return True
 
     def _give_back(self) -> None:
+        if self._head.unwritten is not None and self._tail is not None:
+            self._write_late()
+        if self._head.unwritten is not None or self._head.fd is None or self._segment_fd is None:
+            self._tail = None
         self._close_data()
-        self._tail = None
+        self._ids.compact()
         self.drop_lock()
 
     def drop_lock(self) -> None:
         """Close the lock's descriptor; in a forked child it would keep the parent's lock alive after the parent."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            lock.close()
-
-
-class _Held:
-    """The lock as a context manager: a class, because a generator costs a microsecond on each append."""
-
-    __slots__ = ("_session_log",)
-
-    def __init__(self, session_log: SessionLog) -> None:
-        self._session_log = session_log
-
-    def __enter__(self) -> None:
-        self._session_log._enter()  # noqa: SLF001 - one pair of classes  # pyright: ignore[reportPrivateUsage]
-
-    def __exit__(self, *_exc: object) -> None:
-        self._session_log._leave()  # noqa: SLF001 - one pair of classes  # pyright: ignore[reportPrivateUsage]
+        if self._lock is not None:
+            self._lock.close()

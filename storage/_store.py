@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ..protocol import AppendError, EncodedEvent, RawEnvelope
+from ..protocol import AppendError, EncodedEvent, Envelope, RawEnvelope
 
 __all__ = [
     "AppendRequest",
@@ -20,6 +20,7 @@ __all__ = [
     "HaltRecord",
     "SessionBatch",
     "SessionInfo",
+    "Snapshot",
 ]
 
 
@@ -132,6 +133,19 @@ class Finding:
     place: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Something derived from a session's events from the first to one of them, kept so as not to derive it again.
+
+    Attributes:
+        seq: number of the last event that went into it.
+        data: what was derived, in its owner's encoding.
+    """
+
+    seq: int
+    data: bytes
+
+
 class EventStore(abc.ABC):
     """An append-only log of events per session. Every method is safe from any thread.
 
@@ -141,6 +155,8 @@ class EventStore(abc.ABC):
 
     is_shared: bool = True
     """Whether other runtimes can hold the same store, so that a runtime has to look out for what they append."""
+    is_local: bool = False
+    """Whether an append waits for this machine's disk only; a program's main thread may then commit its own appends."""
     url: str
     """What ``logmark.open`` would take to open this store again."""
 
@@ -151,6 +167,10 @@ class EventStore(abc.ABC):
         Each request gets ``last_seq + 1 …`` of its session in the order given; a number in the caller's envelope has
         no meaning here. A request whose event ids are all present is a retry and is answered with the first numbers. A
         failure concerns the requests that it names and no others: it is in the answers, never raised.
+
+        Raises:
+            WouldWait: somebody else holds the session, and the thread must not wait (``set_patience``); nothing was
+                done.
 
         Returns:
             one result for each batch, in order.
@@ -176,6 +196,13 @@ class EventStore(abc.ABC):
             SchemaMismatch: at a row of another schema version.
         """
 
+    def read_envelopes(
+        self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
+    ) -> Iterator[Envelope]:
+        """Yield as ``read`` does, typed envelopes; for engines that can make those at once, which is cheaper."""
+        events = self.read(session_id, from_seq=from_seq, through_seq=through_seq, halted_ok=halted_ok)
+        return map(RawEnvelope.decode, events)
+
     @abc.abstractmethod
     def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
         """Yield the durable events below a number (None: from the last) downwards, lazily; raises as ``read`` does."""
@@ -191,6 +218,44 @@ class EventStore(abc.ABC):
     def last_seq(self, session_id: str) -> int:
         """Return the number of the last durable event, 0 when there is none; raises as ``info`` does."""
         return self.info(session_id).last_seq
+
+    def last_seqs(self, session_ids: Iterable[str]) -> dict[str, int | Exception]:
+        """Return for each session its ``last_seq``, or what asking for it raised."""
+        found: dict[str, int | Exception] = {}
+        for session_id in session_ids:
+            try:
+                found[session_id] = self.last_seq(session_id)
+            except Exception as error:
+                found[session_id] = error
+        return found
+
+    def watch(self, changed: Callable[[str | None], None]) -> float | None:
+        """Have ``changed`` called, from any thread, soon after somebody else has appended.
+
+        It gets the session, or None when it may have been any, as after a lost connection. This is a hint: it may come
+        late, twice or never, and what is true stands in the log. It ends with ``close``.
+
+        Returns:
+            after how many seconds it is worth looking without a hint; None, as here, when there will be no hints.
+        """
+        return None
+
+    def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
+        """Return the snapshot that was saved under a name, or None: the log decides, so any doubt is None.
+
+        It is of this very log: the event ``seq`` is durable, and is the one that the snapshot was saved with.
+
+        Raises:
+            SessionHalted, LogCorrupt, SchemaMismatch: as ``info`` does.
+        """
+        return None
+
+    def save_snapshot(self, session_id: str, name: str, snapshot: Snapshot) -> None:  # noqa: B027 - optional
+        """Keep a snapshot in place of the last one of that name. It may be lost at any time, and is never synced.
+
+        Raises:
+            StorageUnavailable: the disk refused; the last one may still be there.
+        """
 
     @abc.abstractmethod
     def sessions(self) -> Iterator[str]:

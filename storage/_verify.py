@@ -69,12 +69,12 @@ def verify_session(
     halt = HaltMarker(files, session_id, os.path.join(path, HALT)).read()
     if halt is not None:
         report.note("halt", f"halted since {halt.at}: {halt.reason}", harmless=False)
+    # The head first: rows and segments that arrive while this reads are then beyond it, and no loss.
+    head = read_head(files, path, seed)
     try:
         names = files.listdir(path)
     except FileNotFoundError:
         return report.findings, None
-    # The head first: rows that arrive while this reads are then beyond it, and no loss.
-    head = read_head(files, path, seed)
     segments = sorted(first for first in map(segment_first_seq, names) if first is not None)
     last: Scan | None = None
     through = segments[0] - 1 if segments else 0

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import logmark
+from logmark.testing import capture_logs
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
 STARTS_WITH = b'{"v":1,"seq":'
@@ -503,7 +504,13 @@ def test_only_the_owner_may_enter(data: Path) -> None:
 
 
 def example_lines() -> list[bytes]:
-    return [line[4:].encode() for line in PAGE.splitlines() if re.match(r'    (\{"(v|logmark)":|logmark-head )', line)]
+    pattern = r'    (\{"v":|\{"logmark":"segment"|logmark-head )'
+    return [line[4:].encode() for line in PAGE.splitlines() if re.match(pattern, line)]
+
+
+def derived_lines() -> list[bytes]:
+    pattern = r'    \{"logmark":"(ids|snapshot)"'
+    return [line[4:].encode() for line in PAGE.splitlines() if re.match(pattern, line)]
 
 
 def build_the_example(store: Path) -> Path:
@@ -544,6 +551,35 @@ def test_the_examples_are_a_sound_log_to_logmark_and_to_the_reader(tmp_path: Pat
         assert events[2].extensions == {"x-vendor": {"cost": 12}}
         assert events[3].payload == {"text": "späte Antwort"}
         assert session.append("message.created", {"text": "one more"}) == 43
+
+
+def test_the_derived_files_are_as_the_page_shows_them(tmp_path: Path) -> None:
+    """Except for the entries of a table, which the page describes in words."""
+    folder = build_the_example(tmp_path)
+    ids, snapshot = derived_lines()
+    assert is_sealed("chat-42", ids)
+    assert is_sealed("chat-42", snapshot)
+    table = folder / f"{1:020d}.ids"
+    marks = b'{"v":1,"rules":"[\\"1\\",{}]","marks":[["build-7",2,3,2,"success"]]}'
+    table.write_bytes(ids + b"\n")
+    (folder / "marks.snapshot").write_bytes(snapshot + b"\n" + marks)
+    with capture_logs() as logs, logmark.open(str(tmp_path)) as runtime:
+        session = runtime.session("chat-42")
+        assert [(mark.job_id, mark.count, mark.status) for mark in session.jobs()] == [("build-7", 2, "success")]
+        assert session.append("message.created", id="another") == 43
+        assert table.read_bytes() == ids + b"\n"
+        assert session.append("job.event", id="01M7XPE8XR1HEAD8X4A1JH69RE") == 2
+    assert logs.named("marks_taken_over")
+    assert not logs.named("snapshot_ignored")
+    assert not logs.named("id_table_ignored")
+
+    first_line, _, entries = table.read_bytes().partition(b"\n")
+    assert json.loads(first_line)["entries"] == 3
+    rows = (folder / f"{1:020d}.jsonl").read_bytes()
+    for event_id in ("01M7XPE6Z84TFF59TDWH9EDD1R", "01M7XPE8XR1HEAD8X4A1JH69RE", "01M7XPE9X1H4QX4FR84G98PBSK"):
+        digest = int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big")
+        at = rows.rindex(b"\n", 0, rows.index(event_id.encode())) + 1
+        assert ((digest >> 36 << 36) | at).to_bytes(8, "little") in entries
 
 
 def test_the_directory_names_in_the_page_are_right(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from logmark.protocol import Limits, LogCorrupt, row_seed
 from logmark.storage import AppendRequest, FileEventStore
 from logmark.storage._head import Head
 from logmark.testing import CapturedLogs
+from logmark.testing._faulty_files import FaultyFiles
 from logmark.testing.conformance import append_answers, append_events, make_event, make_events, seqs_of, texts_of
 
 SESSION = "s"
@@ -439,3 +441,27 @@ def test_a_head_that_cannot_be_written_hides_nothing_from_its_writer(
     assert bool(logs.named("head_write_failed", level="warning")) == (times > 1)  # once, it is tried again at once
     monkeypatch.undo()
     assert seqs_of(place.open().read(SESSION)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("then", ["look", "close"])
+def test_a_head_that_was_refused_is_offered_again(then: str, logs: CapturedLogs) -> None:
+    """Row 10: or who follows in another process would wait for the next append to see what was acknowledged."""
+    files = FaultyFiles()
+    limits = Limits(lock_wait_s=0.01)
+    writer = FileEventStore("/store", files=files, limits=limits)
+    reader = FileEventStore("/store", files=files.another_process(), limits=limits)
+    append_events(writer, SESSION, make_event("a"))
+    assert reader.last_seq(SESSION) == 1
+    files.fail("write", error=errno.ENOSPC, path="head", times=4)
+    assert append_events(writer, SESSION, make_event("b")).first_seq == 2
+    assert reader.last_seq(SESSION) == 1
+    assert writer.last_seq(SESSION) == 2
+    assert reader.last_seq(SESSION) == 1
+    assert len(logs.named("head_write_failed")) == 1
+
+    if then == "look":
+        assert writer.last_seq(SESSION) == 2
+    else:
+        writer.close()
+    assert reader.last_seq(SESSION) == 2
+    assert texts_of(reader.read(SESSION)) == ["a", "b"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import logmark
 from logmark import errors
 
 SESSION = "chat"
+WORKER = Path(__file__).parent / "workers" / "repair.py"
 
 
 def _dir(store: Path) -> Path:
@@ -190,6 +194,43 @@ def test_an_interrupted_repair_starts_again_from_the_originals(tmp_path: Path) -
         list(rt.session(SESSION).read())
     assert _repair(tmp_path)[0].startswith("start again")
     assert _after(tmp_path) == [event for event in before if event[0] != 2]
+
+
+@pytest.mark.parametrize("instead", [b"\x0b", b"\x00", b"}", b""], ids=["one bit", "NUL", "brace", "gone"])
+def test_a_damaged_newline_costs_no_event(tmp_path: Path, instead: bytes) -> None:
+    """Both rows beside it are sound, as are the first row and the line that the segment begins with."""
+    before = _fill(tmp_path)
+    segment, head = _segment(tmp_path), _dir(tmp_path) / "head"
+    sound, sound_head = segment.read_bytes(), head.read_bytes()
+    newlines = [index for index, byte in enumerate(sound) if byte == 0x0A]
+    assert len(newlines) == 7
+
+    for at in newlines:
+        segment.write_bytes(sound[:at] + instead + sound[at + 1 :])
+        head.write_bytes(sound_head)
+        _repair(tmp_path)
+        assert _after(tmp_path) == before
+    segment.write_bytes(sound.replace(b"\n", instead))
+    head.write_bytes(sound_head)
+    assert len(_repair(tmp_path)) >= 5
+    assert _after(tmp_path) == before
+
+
+def test_processes_that_repair_at_once_repair_once(tmp_path: Path) -> None:
+    """One of them does, under the session's lock; the others find a sound session, or that somebody is at it."""
+    before = _fill(tmp_path, 200)
+    _edit(tmp_path, lambda rows: [*rows[:99], rows[99].replace(b'"n"', b'"m"'), *rows[100:]])
+    started = [
+        subprocess.Popen([sys.executable, str(WORKER), str(tmp_path), SESSION], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    said = [json.loads(process.communicate(timeout=60)[0]) for process in started]
+    assert [process.returncode for process in started] == [0] * 4
+    repaired = [answer for answer in said if answer and answer != {"error": "LockTimeout"}]
+    assert len(repaired) == 1
+    assert any("take out what cannot be read" in step for step in repaired[0])
+    assert _after(tmp_path) == [event for event in before if event[0] != 100]
+    assert len([path for path in (_dir(tmp_path) / "quarantine").iterdir() if path.name.startswith("repair-")]) == 1
 
 
 def test_repair_of_several_segments(tmp_path: Path) -> None:
