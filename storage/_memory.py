@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 
 from ..protocol import (
     SEQ_MAX,
-    AppendError,
     Clock,
     RawEnvelope,
     SequenceExhausted,
     SessionHalted,
-    WrongExpectedSeq,
 )
 from ._clock import SystemClock, rfc3339
-from ._ids_index import IdIndex, settle
-from ._store import Appended, AppendRequest, BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo
+from ._ids_index import IdIndex
+from ._plan import SessionPlan, ids_in_doubt
+from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo
 
 __all__ = ["MemoryEventStore"]
 
@@ -37,6 +36,7 @@ class MemoryEventStore(EventStore):
     """Sessions as lists, gone with the process."""
 
     is_shared = False
+    is_local = True
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.url = "memory:"
@@ -51,39 +51,17 @@ class MemoryEventStore(EventStore):
 
     def _append(self, batch: SessionBatch) -> BatchResult:
         log = self._logs.setdefault(batch.session_id, _Log())
-        before = log.seqs[-1] if log.seqs else 0
-        answers: list[Appended | AppendError] = []
+        session = SessionPlan(batch.session_id, seq=log.seqs[-1] if log.seqs else 0, through=log.through, halt=log.halt)
+        known = {event_id: log.ids.find(event_id) for event_id in ids_in_doubt(batch.requests)}
+        plan = session.plan(batch.requests, {event_id: seq for event_id, seq in known.items() if seq is not None})
         size = 0
-        for request in batch.requests:
-            answer = self._answer(batch.session_id, log, request)
-            answers.append(answer)
-            if isinstance(answer, Appended) and answer.written:
-                for event in request.events:
-                    log.through += 1
-                    log.events.append(event.stamped(batch.session_id, log.through))
-                    log.seqs.append(log.through)
-                    log.ids.add(event.id, log.through)
-                    size += event.size_bytes
-        return BatchResult(
-            session_id=batch.session_id,
-            answers=tuple(answers),
-            last_seq_before=before,
-            last_seq=log.seqs[-1] if log.seqs else 0,
-            bytes_written=size,
-        )
-
-    def _answer(self, session_id: str, log: _Log, request: AppendRequest) -> Appended | AppendError:
-        if log.halt is not None:
-            return SessionHalted(session_id=session_id, reason=log.halt.reason, halted_at=log.halt.at)
-        settled = settle(session_id, request, log.ids, {})
-        if settled is not None:
-            return settled
-        last_seq = log.seqs[-1] if log.seqs else 0
-        if request.expected_seq is not None and request.expected_seq != last_seq:
-            return WrongExpectedSeq(session_id=session_id, expected_seq=request.expected_seq, last_seq=last_seq)
-        if log.through + len(request.events) > SEQ_MAX:
-            return SequenceExhausted(session_id=session_id, last_seq=log.through)
-        return Appended(log.through + 1, log.through + len(request.events))
+        for seq, event in plan.rows():
+            log.events.append(event.stamped(batch.session_id, seq))
+            log.seqs.append(seq)
+            log.ids.add(event.id, seq)
+            size += event.size_bytes
+        log.through = session.through
+        return plan.result(bytes_written=size)
 
     def _readable(self, session_id: str, *, halted_ok: bool = False) -> _Log:
         log = self._logs.get(session_id)

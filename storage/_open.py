@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from typing import NamedTuple
 
 from ..protocol import InvalidArgument, Limits, MissingExtra
 from ._store import EventStore
@@ -11,15 +13,38 @@ __all__ = ["open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.]+):")  # two letters or more: "C:\\data" is a path
 _DURABILITIES = ("fsync", "os")
-_PLANNED = frozenset({"sqlite", "postgresql", "postgres", "nats"})
+
+
+class _Engine(NamedTuple):
+    """Where an engine is: ``cls(place, limits=, durability=, create=)``; the place is a path, or a server's URL."""
+
+    name: str
+    module: str
+    cls: str
+    extra: str | None = None
+
+
+_FILES = {
+    "file": _Engine("file", "._file_store", "FileEventStore"),
+    "sqlite": _Engine("SQLite", "._sqlite", "SqliteEventStore"),
+}
+_POSTGRES = _Engine("PostgreSQL", "._postgres", "PostgresEventStore", extra="postgres")
+_SERVERS = {
+    "postgresql": _POSTGRES,
+    "postgres": _POSTGRES,
+    "nats": _Engine("NATS", "._nats", "NatsEventStore", extra="nats"),
+}
 
 
 def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsync", create: bool = True) -> EventStore:
-    """Open the store that a URL names: a path or ``file:PATH`` (the default engine), or ``memory:``.
+    """Open the store that a URL names.
+
+    A path or ``file:PATH`` is the file engine, ``sqlite:FILE`` the SQLite engine, ``postgresql://…`` (as libpq reads
+    it) and ``nats://…`` are servers, ``memory:`` is nothing but memory. ``docs/engines.md`` says which is for whom.
 
     Raises:
         InvalidArgument: the URL names no engine, or there is no such durability.
-        MissingExtra: the engine is not installed.
+        MissingExtra: the engine's packages are not installed.
         StorageUnavailable: the store cannot be opened.
     """
     if not url:
@@ -38,15 +63,32 @@ def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsy
             message = f"memory: takes nothing after it, got {rest!r}; every memory store is a new one"
             raise InvalidArgument(message)
         return MemoryEventStore()
-    if scheme == "file":
-        from ._file_store import FileEventStore
-
-        path = rest.removeprefix("//") if rest.startswith("///") else rest
-        if not path or path.startswith("//") or "\0" in path:
-            message = f"{url!r} names no directory; use file:PATH, or file:///PATH for an absolute one"
-            raise InvalidArgument(message)
-        return FileEventStore(path, limits=limits, durability=durability, create=create)
-    if scheme in _PLANNED:
-        raise MissingExtra(engine=scheme, extra=None)
-    message = f"{url!r} names no engine that is known; use a path, file:PATH or memory:"
+    if scheme in _FILES:
+        return _made(_FILES[scheme], _path_of(url, scheme, rest), limits, durability, create=create)
+    if scheme in _SERVERS:
+        return _made(_SERVERS[scheme], url, limits, durability, create=create)
+    message = f"{url!r} names no engine that is known; use a path, file:, sqlite:, postgresql:, nats: or memory:"
     raise InvalidArgument(message)
+
+
+def _path_of(url: str, scheme: str, rest: str) -> str:
+    path = rest.removeprefix("//") if rest.startswith("///") else rest
+    if not path or path.startswith("//") or "\0" in path:
+        message = f"{url!r} names no path; use {scheme}:PATH, or {scheme}:///PATH for an absolute one"
+        raise InvalidArgument(message)
+    if scheme == "sqlite" and path == ":memory:":
+        message = f"{url!r} is gone with its connection; use memory:, or sqlite:./:memory: for a file of that name"
+        raise InvalidArgument(message)
+    return path
+
+
+def _made(engine: _Engine, place: str, limits: Limits | None, durability: str, *, create: bool) -> EventStore:
+    try:
+        cls = getattr(importlib.import_module(engine.module, __package__), engine.cls)
+    except ImportError as error:
+        ours = (error.name or "").startswith(__package__ or "logmark")
+        if ours and error.name != f"{__package__}{engine.module}":
+            raise  # a fault of this package, which no installation mends
+        raise MissingExtra(engine=engine.name, extra=None if ours else engine.extra) from error
+    store: EventStore = cls(place, limits=limits, durability=durability, create=create)
+    return store

@@ -119,6 +119,19 @@ class StoreHarness:
         """
         raise NotImplementedError
 
+    def make_second_store(self, store: EventStore) -> EventStore:
+        """Return another store on the data of ``store``, which stays open, as another process would open it."""
+        raise NotImplementedError
+
+    def url_of(self, store: EventStore) -> str:
+        """Return what another process opens the store's data by."""
+        return store.url
+
+    def two_stores(self) -> tuple[EventStore, EventStore]:
+        """Return two stores on the same data, to be closed after the test."""
+        store = self.opened()
+        return store, self.closed_later(self.make_second_store(store))
+
     def setup_method(self) -> None:
         """Start a test without stores."""
         self._stores: list[EventStore] = []

@@ -19,7 +19,7 @@ from ._conformance_base import (
     texts_of,
 )
 
-__all__ = ["HaltConformance", "SharedStoreConformance"]
+__all__ = ["HaltConformance", "TwoStoresConformance"]
 
 S = "session"
 
@@ -191,17 +191,8 @@ class HaltConformance(StoreHarness):
         assert append_events(store, S, make_event()) == Appended(3, 3)
 
 
-class SharedStoreConformance(StoreHarness):
+class TwoStoresConformance(StoreHarness):
     """For engines that several runtimes or processes can hold at once: two stores on the same data."""
-
-    def make_second_store(self, store: EventStore) -> EventStore:
-        """Return another store on the data of ``store``, which stays open."""
-        raise NotImplementedError
-
-    def two_stores(self) -> tuple[EventStore, EventStore]:
-        """Return two stores on the same data, to be closed after the test."""
-        store = self.opened()
-        return store, self.closed_later(self.make_second_store(store))
 
     def test_two_stores_number_one_session(self) -> None:
         """Row 37: whoever appends gets the next number, and finds what the other has appended."""
