@@ -15,12 +15,13 @@ _BAR_COLUMNS = 24
 
 
 class Progress:
-    """Draws how far an ingest is, at most ten times a second, and only where a terminal shows it.
+    """Draws how far a command is, at most ten times a second, and only where a terminal shows it.
 
     Args:
         messages: standard error.
         bytes_total: bytes to read, or None when nobody knows; then there is no bar.
         wanted: False where it would be in the way.
+        noun: what is counted.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class Progress:
         bytes_total: int | None,
         *,
         wanted: bool = True,
+        noun: str = "lines",
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._messages = messages
         self._bytes_total = bytes_total
+        self._noun = noun
         self._monotonic = monotonic
         self._began_s = monotonic()
         self._due_s = self._began_s + _EVERY_S if wanted and messages.is_terminal else float("inf")
@@ -49,7 +52,7 @@ class Progress:
             return
         self._due_s = now_s + _EVERY_S
         rate = lines / (now_s - self._began_s)
-        text = f"{lines:,} lines, {rate:,.0f} a second"
+        text = f"{lines:,} {self._noun}, {rate:,.0f} a second"
         if self._bytes_total:
             done = min(1.0, bytes_read / self._bytes_total)
             filled = round(done * _BAR_COLUMNS)

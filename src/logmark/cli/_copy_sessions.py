@@ -1,0 +1,248 @@
+"""Copying sessions from one store to another: compared first, then appended under their own numbers, then read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
+
+from ..protocol import AppendError, EncodedEvent, LogmarkError, RawEnvelope, SessionHalted
+
+if TYPE_CHECKING:
+    from ..storage import AppendRequest, EventStore
+
+__all__ = ["Copied", "Copier", "CopyDiffers"]
+
+_EVENTS_MAX = 4096
+_BYTES_MAX = 4 * 1024 * 1024
+
+
+class CopyDiffers(LogmarkError):
+    """A session of the destination is not, or cannot become, what the source has."""
+
+    def __init__(self, *, session_id: str, event_seq: int, reason: str) -> None:
+        self.session_id = session_id
+        self.event_seq = event_seq
+        self.reason = reason
+        super().__init__(f"session {session_id!r}, number {event_seq}: {reason}")
+
+
+@dataclasses.dataclass(slots=True)
+class Copied:
+    """What became of one session.
+
+    Attributes:
+        last_seq: number of the source's last event when the copy began.
+        next_seq: the number that the source would have given next then.
+        present: events that the destination had already.
+        copied: events that were appended to it.
+        verified: events that were compared, after they were written or because they were there.
+        checksum: CRC-32 of numbers and contents, equal on both sides.
+        is_complete: both sides are known to agree.
+        error: why it is not complete, or None.
+    """
+
+    session_id: str
+    last_seq: int
+    next_seq: int
+    present: int = 0
+    copied: int = 0
+    verified: int = 0
+    checksum: int = 0
+    is_complete: bool = False
+    error: LogmarkError | OSError | None = None
+
+
+class Copier:
+    """Copies sessions between two stores; each step may be interrupted, and the next run goes on where it stopped.
+
+    Args:
+        source, target: the stores; the source may be in use, what is appended to it meanwhile is left for another run.
+        stopped: asked between commits whether to stop.
+    """
+
+    def __init__(self, source: EventStore, target: EventStore, stopped: Callable[[], bool]) -> None:
+        self._source = source
+        self._target = target
+        self._stopped = stopped
+        self._waiting: list[tuple[Copied, int, AppendRequest]] = []
+        self._waiting_events = 0
+        self._waiting_bytes = 0
+        self._last_seqs: dict[str, int] = {}
+
+    def begin(self, session: Copied) -> None:
+        """Note how far the source goes; that is what is copied.
+
+        Raises:
+            SessionHalted: it is halted.
+            LogmarkError: it cannot be read.
+        """
+        info = self._source.info(session.session_id)
+        if info.halted is not None:
+            raise SessionHalted(session_id=session.session_id, reason=info.halted)
+        session.last_seq, session.next_seq = info.last_seq, info.next_seq
+
+    def compare(self, session: Copied) -> Iterator[int]:
+        """Compare what the target has of a session with the source; yields a 1 for each event.
+
+        Raises:
+            CopyDiffers: it has something else.
+        """
+        session_id = session.session_id
+        theirs = self._target.info(session_id)
+        if theirs.halted is not None:
+            raise SessionHalted(session_id=session_id, reason=theirs.halted)
+        if theirs.next_seq > session.next_seq:
+            raise CopyDiffers(
+                session_id=session_id,
+                event_seq=session.next_seq,
+                reason=f"the destination goes on to {theirs.next_seq - 1}, where the source ends",
+            )
+        self._last_seqs[session_id] = theirs.last_seq
+        yield from self._compare(session, 1, theirs.last_seq)
+        session.present = session.verified
+        following = next(self._source.read(session_id, from_seq=theirs.last_seq + 1), None)
+        if following is not None and _seq(following) < theirs.next_seq:
+            raise CopyDiffers(
+                session_id=session_id,
+                event_seq=_seq(following),
+                reason="the number is used up in the destination, and has an event in the source",
+            )
+
+    def copy(self, session: Copied) -> Iterator[int]:
+        """Append what the target lacks of a session; yields the count of each run that was handed on.
+
+        What is handed on is written, together with other sessions, by ``flush`` at the latest.
+        """
+        session_id = session.session_id
+        last_seq = self._last_seqs[session_id]
+        if last_seq < session.last_seq:
+            rows = self._source.read(session_id, from_seq=last_seq + 1, through_seq=session.last_seq)
+            for run in _runs(rows):
+                first = _seq(run[0])
+                if first > last_seq + 1:
+                    self.flush()
+                if self._stopped() or session.error is not None:
+                    return
+                if first > last_seq + 1:
+                    self._target.reserve(session_id, first - 1)
+                self._hand_on(session, run, last_seq)
+                last_seq = _seq(run[-1])
+                yield len(run)
+        if session.next_seq > last_seq + 1:
+            self.flush()
+            if session.error is None:
+                self._target.reserve(session_id, session.next_seq - 1)
+
+    def _hand_on(self, session: Copied, run: list[RawEnvelope], last_seq: int) -> None:
+        from ..storage import AppendRequest
+
+        self._waiting.append((session, _seq(run[0]), AppendRequest(tuple(map(_encoded, run)), last_seq)))
+        self._waiting_events += len(run)
+        self._waiting_bytes += sum(map(_size, run))
+        if self._waiting_events >= _EVENTS_MAX or self._waiting_bytes >= _BYTES_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was handed on; what goes wrong with a session is its ``error``."""
+        from ..storage import SessionBatch
+
+        waiting, self._waiting = self._waiting, []
+        self._waiting_events = self._waiting_bytes = 0
+        batches = [SessionBatch(session.session_id, (request,)) for session, _, request in waiting]
+        for (session, first, request), result in zip(waiting, self._target.append(batches), strict=True):
+            (answer,) = result.answers
+            if isinstance(answer, AppendError):
+                session.error = session.error or answer
+            elif (answer.first_seq, answer.written) != (first, True):
+                session.error = session.error or CopyDiffers(
+                    session_id=session.session_id,
+                    event_seq=first,
+                    reason=f"the destination has put the events at number {answer.first_seq}",
+                )
+            else:
+                session.copied += len(request.events)
+
+    def verify(self, session: Copied) -> Iterator[int]:
+        """Read back what was written and compare it with the source; yields a 1 for each event.
+
+        Raises:
+            CopyDiffers: the target does not have what the source has.
+        """
+        before = self._last_seqs[session.session_id]
+        yield from self._compare(session, before + 1, session.last_seq)
+        info = self._target.info(session.session_id)
+        if (info.last_seq, info.next_seq) != (session.last_seq, session.next_seq):
+            raise CopyDiffers(
+                session_id=session.session_id,
+                event_seq=info.last_seq,
+                reason=f"the destination ends with {info.last_seq} and goes on with {info.next_seq}, the source ended"
+                f" with {session.last_seq} and went on with {session.next_seq}",
+            )
+        session.is_complete = True
+        yield 0
+
+    def _compare(self, session: Copied, first: int, last: int) -> Iterator[int]:
+        if first > last:
+            return
+        session_id = session.session_id
+        ours = self._source.read(session_id, from_seq=first, through_seq=last)
+        theirs = self._target.read(session_id, from_seq=first, through_seq=last)
+        for mine, other in itertools.zip_longest(ours, theirs):
+            reason = _difference(mine, other)
+            if reason is not None:
+                seq = min(_seq(event) for event in (mine, other) if event is not None)
+                raise CopyDiffers(session_id=session_id, event_seq=seq, reason=reason)
+            session.checksum = _checksum(session.checksum, mine)
+            session.verified += 1
+            yield 1
+
+
+def _difference(mine: RawEnvelope | None, other: RawEnvelope | None) -> str | None:
+    """Say how two events of the same place differ, or None."""
+    if mine is None or other is None or mine.event_seq != other.event_seq:
+        if other is None or (mine is not None and _seq(mine) < _seq(other)):
+            return "the destination lacks the event"
+        return "the destination has an event that the source has not"
+    if mine.id != other.id:
+        return f"the destination has the event {other.id!r}, the source {mine.id!r}"
+    if (mine.head_json, mine.payload_json) != (other.head_json, other.payload_json):
+        return "the destination has other content under the same id"
+    return None
+
+
+def _checksum(before: int, event: RawEnvelope) -> int:
+    head = event.head_json or b""
+    return zlib.crc32(event.payload_json, zlib.crc32(head, zlib.crc32(b"%d,%d," % (_seq(event), len(head)), before)))
+
+
+def _runs(events: Iterable[RawEnvelope]) -> Iterator[list[RawEnvelope]]:
+    """Cut events into runs of consecutive numbers, none larger than a commit should be."""
+    run: list[RawEnvelope] = []
+    size = 0
+    for event in events:
+        if run and (_seq(event) != _seq(run[-1]) + 1 or len(run) >= _EVENTS_MAX or size >= _BYTES_MAX):
+            yield run
+            run, size = [], 0
+        run.append(event)
+        size += _size(event)
+    if run:
+        yield run
+
+
+def _encoded(event: RawEnvelope) -> EncodedEvent:
+    """Return an event as an append takes it. Its id need not be looked up: the comparison came before."""
+    fields = event.fields
+    return EncodedEvent(
+        cast("str", fields.id), fields.type, fields.job_id, event.head_json or b"", event.payload_json, id_is_fresh=True
+    )
+
+
+def _size(event: RawEnvelope) -> int:
+    return len(event.head_json or b"") + len(event.payload_json)
+
+
+def _seq(event: RawEnvelope) -> int:
+    return cast("int", event.event_seq)
