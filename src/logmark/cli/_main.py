@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TextIO, cast
 
 from ..protocol import LogmarkError
-from . import _info, _ingest, _ls, _repair, _verify, _view
+from . import _copy, _info, _ingest, _ls, _repair, _serve, _verify, _view
 from ._command import Command
 from ._console import Console, Messages
 from ._exit_codes import ExitCode, exit_code_of
@@ -25,6 +25,8 @@ _COMMANDS = (
     _view.COMMAND,
     _verify.COMMAND,
     _repair.COMMAND,
+    _copy.COMMAND,
+    _serve.COMMAND,
 )
 _STORE_DEFAULT = "logmark-data"
 
