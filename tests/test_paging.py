@@ -157,6 +157,28 @@ def test_pages_walk_through_everything_once(reserved: list[int], limit: int, way
         assert found == (expected if limit else [])
 
 
+def test_a_pruned_history_has_no_more_than_it_has_row_57(tmp_path: Path) -> None:
+    """Row 57: what was removed at the front is not "more", from either side, also next to a reserved gap."""
+    with logmark.open(str(tmp_path), limits=logmark.Limits(segment_bytes_max=1)) as runtime:
+        session = runtime.session("s")
+        session.append("x")
+        runtime.store.reserve("s", 41)
+        session.append_many([("x", 42), ("x", 43)])
+        session.append("x")
+        assert (seqs(session.page(before=42, limit=1)), session.page(before=42, limit=1).has_more) == ([1], False)
+        assert session.page(before=44, limit=2).has_more
+    for segment in sorted((tmp_path / "sessions" / "s").glob("*.jsonl"))[:-2]:
+        segment.unlink()
+    with logmark.open(str(tmp_path)) as runtime:
+        session = runtime.session("s")
+        assert (seqs(session.page()), session.page().has_more) == ([42, 43, 44], False)
+        assert (seqs(session.page(before=44, limit=2)), session.page(before=44, limit=2).has_more) == ([42, 43], False)
+        assert (seqs(session.page(before=44, limit=1)), session.page(before=44, limit=1).has_more) == ([43], True)
+        assert session.page(before=42) == Page(events=(), has_more=False)
+        assert (seqs(session.page(after=0, limit=3)), session.page(after=0, limit=3).has_more) == ([42, 43, 44], False)
+        assert (seqs(session.page(after=0, limit=2)), session.page(after=0, limit=2).has_more) == ([42, 43], True)
+
+
 # -- positions that are not of this log ------------------------------------------------------------------------------
 
 

@@ -50,6 +50,7 @@ def namespace() -> tuple[str, ...]:
         "a_new_session_on_a_full_disk_is_rejected_and_comes_into_being_later",
         "a_store_on_a_full_disk_cannot_be_made_and_can_later",
         "a_full_disk_at_the_reopening_deletes_nothing",
+        "a_repair_on_a_full_disk_changes_nothing_and_succeeds_later",
         "a_mount_for_reading_is_read_and_rejects_appends",
     ],
 )

@@ -362,8 +362,8 @@ def test_a_failed_roll_back_halts_the_session(tmp_path: Path, tracer: Tracer, ca
     store = tmp_path / "store"
     with logmark.open(str(store)) as runtime:
         runtime.session(SESSION).append("step", {"attempt": 0, "part": 0})
-    # The first write of the process names the holder of the lock, the second is that of the append.
-    faults = {WRITE: ENOSPC.format(n=2), calls: EIO_ALWAYS}
+    # In the thread that writes, the first is to name the holder of the lock, the second is that of the append.
+    faults = {WRITE: ENOSPC.format(n="1..2"), calls: EIO_ALWAYS}
     run = tracer.run(store, "append", "3,1", "--first-attempt", "1", "--subscribe", faults=faults)
 
     assert [each.get("error") for each in run.said[:2]] == ["AppendUncertain", "SessionHalted"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import threading
@@ -118,6 +119,22 @@ def test_a_subscriber_here_sees_what_is_appended_there(
         assert time.monotonic() - began < 5  # the watch interval, and not some timeout
         with pytest.raises(WaitTimeout):
             filtered.get(timeout=0.05)
+
+
+def test_what_another_process_appends_is_seen_within_200_ms(tmp_path: Path, start_peer: Callable[[], Peer]) -> None:
+    """With the limits as they come, from when it was durable there to when it is at hand here.
+
+    The median, as on a busy machine any one of them may be late.
+    """
+    peer = start_peer()
+    with logmark.open(str(tmp_path)) as runtime, runtime.session("s").subscribe(1) as subscription:
+        delays_s: list[float] = []
+        for seq in range(1, 22):
+            peer.tell("append_timed", "s")
+            assert subscription.get(SOON).event_seq == seq
+            seen = time.clock_gettime(time.CLOCK_MONOTONIC)
+            delays_s.append(seen - peer.hear())
+    assert statistics.median(delays_s) < 0.2, delays_s
 
 
 def test_a_number_that_another_process_reaches_is_waited_for(

@@ -29,8 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 600
 TEST_S_MAX = 60
 IGNORED = (".git", ".ci-venv", ".venv", "venv", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis")
-FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 SURVIVED = "SURVIVED"
+PYTEST_ENDED = (2, 3)  # by a KeyboardInterrupt or a SystemExit that nobody caught any more
 SMALLER = {"LOGMARK_PRESSURE_EVENTS": "50000", "LOGMARK_KILL_ROUNDS": "5"}  # enough to show what is shown here
 
 
@@ -47,7 +48,8 @@ def not_found(safeguards: Sequence[Safeguard]) -> Iterator[str]:
 
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Run tests against a copy of the project, up to the first failure; return pytest's exit code and output."""
-    options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_S_MAX}"]
+    scratch = f"--basetemp={copy}.tmp"  # not the one that pytest shares between, and clears for, runs of the same user
+    options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_S_MAX}", scratch]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],
@@ -59,7 +61,7 @@ def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
             timeout=RUN_S_MAX,
         )
     except subprocess.TimeoutExpired:
-        return 1, "FAILED (it hangs)"
+        return 1, "FAILED tests/ (they hang)"
     return done.returncode, done.stdout + done.stderr
 
 
@@ -74,6 +76,8 @@ def take_out(copy: Path, safeguard: Safeguard) -> str:
         path.write_text(whole, encoding="utf-8")
     if code == 0:
         return SURVIVED
+    if code in PYTEST_ENDED:
+        return f"(pytest itself was ended: exit code {code})"
     failed = FAILED.search(output)
     if code != 1 or failed is None:
         message = f"{safeguard.name}: pytest ended with {code}\n{output[-3000:]}"

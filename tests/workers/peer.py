@@ -2,8 +2,8 @@
 
     peer.py STORE
 
-``["append", session, count, job]``, ``["follow", session, from_seq, count]``, ``["last_seq", session]``,
-``["marks", session]``, ``["wait_for", session, seq]``, ``["lock", session]``, ``["close"]``.
+``["append", session, count, job]``, ``["append_timed", session]``, ``["follow", session, from_seq, count]``,
+``["last_seq", session]``, ``["marks", session]``, ``["wait_for", session, seq]``, ``["lock", session]``, ``["close"]``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ def answer(runtime: logmark.Runtime, store: Path, words: list[Any]) -> object:
     match words:
         case ["append", _, count, job_id]:
             return [session.append("x", {"pid": os.getpid(), "n": n}, job_id=job_id) for n in range(count)]
+        case ["append_timed", _]:
+            session.append("x")
+            return time.clock_gettime(time.CLOCK_MONOTONIC)  # which all processes of a machine share
         case ["follow", _, from_seq, count]:
             with session.subscribe(from_seq) as subscription:
                 return [subscription.get(WAIT_S).event_seq for _ in range(count)]

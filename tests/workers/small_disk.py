@@ -139,6 +139,35 @@ def a_full_disk_at_the_reopening_deletes_nothing(disk: Path) -> None:
     assert [path.read_bytes() for path in kept.iterdir()] == [torn]
 
 
+def a_repair_on_a_full_disk_changes_nothing_and_succeeds_later(disk: Path) -> None:
+    """There is no room for a second copy of the log; every attempt finds and leaves the same."""
+    with logmark.open(str(disk / "store")) as runtime:
+        assert runtime.session(SESSION).append_many([("large", LARGE)] * 8) == (1, 8)
+    segment = disk / "store" / "sessions" / SESSION / SEGMENT
+    damaged = segment.read_bytes().replace(b"xxxx", b"xxxy", 1)
+    segment.write_bytes(damaged)
+    ballast = fill(disk)
+    os.truncate(ballast, ballast.stat().st_size - 5 * PAGE)  # enough to begin with, too little to finish
+    with logmark.open(str(disk / "store")) as runtime:
+        free = os.statvfs(disk).f_bfree
+        open_files: set[int] = set()
+        for _ in range(4):
+            with refused(StorageUnavailable, errno.ENOSPC):
+                runtime.store.repair(SESSION)
+            assert segment.read_bytes() == damaged
+            assert free - os.statvfs(disk).f_bfree <= 2, "no more than a halt marker is left of it"
+            open_files.add(len(os.listdir("/proc/self/fd")))
+        assert len(open_files) == 1, f"what each attempt opens stays open: {open_files}"
+        assert runtime.store.halted(SESSION) is not None
+        ballast.unlink()
+        assert runtime.store.repair(SESSION)
+        assert numbers(runtime.session(SESSION)) == list(range(2, 9))
+        assert runtime.session(SESSION).append("x") == 9
+        assert runtime.store.verify(SESSION) == []
+    kept = disk / "store" / "sessions" / SESSION / "quarantine"
+    assert [path.read_bytes() for path in kept.rglob(SEGMENT)] == [damaged]
+
+
 def a_mount_for_reading_is_read_and_rejects_appends(disk: Path) -> None:
     with logmark.open(str(disk / "store")) as runtime:
         runtime.session(SESSION).append_many([("a", 1), logmark.Envelope(type="b", payload=2, job_id="j")])

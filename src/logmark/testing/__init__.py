@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from ._agents import RecordingSink, job_spec, run_agent
+from ._arcp_probe import ArcpProbe, wire_faults
 from ._clock import ManualClock
 from ._events import encoded_event, request_of
 from ._faults import Crashed
 from ._faulty_files import FaultyFiles
 from ._harness import ActorHarness
 from ._logs import CapturedLogs, capture_logs
+from ._postgres_server import PostgresServer
+from ._proxy import FaultyProxy, ProxyFault
 from ._sim_model import SimulationFailure
 from ._simulation import Simulation, SimulationReport
 from ._step import InlineReads, ManualTimers, StepDispatcher
@@ -17,14 +21,19 @@ from ._writer import HeldCommit, MockWriter
 
 __all__ = [
     "ActorHarness",
+    "ArcpProbe",
     "CapturedLogs",
     "Crashed",
     "FaultyFiles",
+    "FaultyProxy",
     "HeldCommit",
     "InlineReads",
     "ManualClock",
     "ManualTimers",
     "MockWriter",
+    "PostgresServer",
+    "ProxyFault",
+    "RecordingSink",
     "RecordingSubscriber",
     "Simulation",
     "SimulationFailure",
@@ -33,5 +42,8 @@ __all__ = [
     "capture_logs",
     "encoded_event",
     "eventually",
+    "job_spec",
     "request_of",
+    "run_agent",
+    "wire_faults",
 ]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..protocol import AppendUncertain, LogmarkError
-from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch
+from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch, Snapshot
 from ._clock import ManualClock
 from ._disk import DiskImage
 from ._faults import Crashed, Operation
 from ._faulty_files import FaultyFiles
-from ._promises import Answer, BrokenPromise, Expectation, History, Promises, stored_events
+from ._promises import Answer, BrokenPromise, Expectation, History, Promises, StoredEvent, stored_events
 
-__all__ = ["SESSION", "Moment", "Program", "Recorder", "Witness", "read_history"]
+__all__ = ["SESSION", "Moment", "Program", "Recorder", "Witness", "check_snapshot", "read_history"]
 
 SESSION = "s"
+_SNAPSHOT = "derived"
 _CHANGING = frozenset({"open", "write", "sync", "truncate", "rename", "unlink", "mkdir", "sync_dir"})
 
 Witness = Callable[[DiskImage, Expectation, str], Expectation]
@@ -175,6 +176,13 @@ class Program:
         self.promises.halt(halted=False)
         self._recorder.moment("repaired")
 
+    def save_snapshot(self) -> None:
+        """Keep a snapshot of what was read."""
+        events = stored_events(self.store.read(SESSION))
+        if events:
+            self.store.save_snapshot(SESSION, _SNAPSHOT, Snapshot(events[-1].seq, _derived_of(events)))
+        self._recorder.moment("snapshot saved")
+
     def reopen(self) -> None:
         """Close the store in good order; the next call opens it again."""
         self.store.close()
@@ -203,3 +211,20 @@ def read_history(store: FileEventStore, *, backwards: bool = True) -> History:
         message = f"backwards is not forwards reversed: {[event.seq for event in events]}"
         raise BrokenPromise(message)
     return History(events, info.next_seq)
+
+
+def _derived_of(events: Iterable[StoredEvent]) -> bytes:
+    """Return what is kept in a snapshot of events: every one of them can be told from it."""
+    return b"\n".join(b"%d %b %b" % (event.seq, event.id.encode(), event.payload_json) for event in events)
+
+
+def check_snapshot(store: FileEventStore, history: History) -> None:
+    """Load the snapshot, if there is one that the store relies on.
+
+    Raises:
+        BrokenPromise: it is not what is derived from this history.
+    """
+    kept = store.load_snapshot(SESSION, _SNAPSHOT)
+    if kept is not None and kept.data != _derived_of(event for event in history.events if event.seq <= kept.seq):
+        message = f"the snapshot of the events up to {kept.seq} is of others: {kept.data!r}"
+        raise BrokenPromise(message)

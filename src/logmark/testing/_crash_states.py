@@ -18,7 +18,7 @@ from typing import TypeAlias
 from ..protocol import EncodedEvent, Limits, LockTimeout, LogmarkError, SessionHalted
 from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch
 from ._clock import ManualClock
-from ._crash_program import SESSION, Moment, Program, Recorder, read_history
+from ._crash_program import SESSION, Moment, Program, Recorder, check_snapshot, read_history
 from ._disk import Disk, DiskImage, DiskState
 from ._events import encoded_event
 from ._faulty_files import FaultyFiles
@@ -37,7 +37,7 @@ _RECOVERY_S = 1000.0  # on the clock, so that what a recovery puts aside is name
 _LOOKING_S = 2000.0
 # Their ids count as fresh, so that appending them does not read the whole log.
 _LATER, *_PROBES = (
-    dataclasses.replace(encoded_event("probe", None, id=f"probe-{number}"), id_is_fresh=True) for number in range(3)
+    encoded_event("probe", None, id=f"probe-{number}")._replace(id_is_fresh=True) for number in range(3)
 )
 
 
@@ -208,6 +208,7 @@ class CrashExplorer:
                 store.clear_halt(SESSION)
             damage = [finding for finding in store.verify(SESSION) if not finding.harmless] if thoroughly else []
             history = read_history(store, backwards=thoroughly)
+            check_snapshot(store, history)
             other = self.open(files.another_process(), clock)
             defect = f"verify found {damage}" if damage else _use(store, other, history, thoroughly=thoroughly)
         except (BrokenPromise, LogmarkError) as error:
@@ -219,7 +220,9 @@ class CrashExplorer:
 
 def _contents_max(path: str) -> int | None:
     """Say how many contents of a file are worth looking at: rows are, who holds the lock is not."""
-    return None if ".jsonl" in path else 2 if path.endswith("/lock") else _OTHERS_MAX
+    if ".jsonl" in path:
+        return None
+    return 2 if path.endswith(("/lock", ".ids", ".new")) else _OTHERS_MAX
 
 
 def _refuses(store: FileEventStore) -> None:
@@ -251,11 +254,10 @@ def _use(store: FileEventStore, other: FileEventStore, history: History, *, thor
         return None
     if list(store.sessions()) != [SESSION]:
         return f"the sessions are {list(store.sessions())}"
-    if history.events:
-        last = history.events[-1]
-        answer = _append(store, encoded_event(last.type, None, id=last.id))
-        if answer != Appended(last.seq, last.seq, written=False):
-            return f"the retry of event {last.seq} was answered {answer!r}"
+    for told in (*history.events[:1], *history.events[-1:]):
+        answer = _append(store, encoded_event(told.type, None, id=told.id))
+        if answer != Appended(told.seq, told.seq, written=False):
+            return f"the retry of event {told.seq} was answered {answer!r}"
     findings = other.verify(SESSION)
     return f"verify after the appends found {findings}" if findings else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import threading
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -210,6 +211,9 @@ class FileNode:
         return image
 
 
+_versions = itertools.count(1)
+
+
 class DirectoryNode:
     """A directory."""
 
@@ -219,6 +223,8 @@ class DirectoryNode:
         self._durable: dict[str, FileNode | DirectoryNode] = {}
         self._pending: list[EntryChange] = []
         self._image: DirectoryImage | None = None
+        self.version = next(_versions)
+        """Another after each change, in place of a time of modification."""
 
     def restore(self, image: DirectoryImage, nodes: Mapping[int, FileNode | DirectoryNode]) -> None:
         """Fill in the entries of an image; an inode that the image no longer has is one that nothing leads to."""
@@ -234,6 +240,7 @@ class DirectoryNode:
             self.cached[added] = node
         self._pending.append(EntryChange(removed, added, node.ino))
         self._image = None
+        self.version = next(_versions)
 
     def sync(self) -> None:
         """Make the names durable."""

@@ -36,6 +36,7 @@ class _Stat(NamedTuple):
     st_ino: int
     st_dev: int
     st_nlink: int
+    st_mtime_ns: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -424,5 +425,5 @@ def _os_error(number: int, path: str) -> OSError:
 
 def _stat_of(node: FileNode | DirectoryNode) -> _Stat:
     if isinstance(node, DirectoryNode):
-        return _Stat(0, node.ino, 1, 2)
-    return _Stat(len(node.cached), node.ino, 1, node.nlink)
+        return _Stat(0, node.ino, 1, 2, node.version)
+    return _Stat(len(node.cached), node.ino, 1, node.nlink, 0)

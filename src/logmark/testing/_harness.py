@@ -208,14 +208,15 @@ class ActorHarness:
         """Submit several events as one append, and return the future of the first number."""
         reply = FutureReply()
         self.submit(AppendRequest(tuple(events), expected_seq), reply)
-        return reply.future
+        return reply
 
     def submit(self, request: AppendRequest, reply: AppendReply) -> None:
         """Take places in the inbox and tell the SessionActor, as ``Session`` does, with a reply of the test's own."""
         events, size = len(request.events), sum(event.size_bytes for event in request.events)
         self.gate.enter(events, size)
         try:
-            self.session.tell(Append(request, reply, self.clock.time_ns()))
+            size_bytes = sum(event.size_bytes for event in request.events)
+            self.session.tell(Append(request, reply, self.clock.time_ns(), size_bytes))
         except BaseException:
             self.gate.leave(events, size)
             raise

@@ -53,6 +53,7 @@ _LIMITS = Limits(
     persist_threads_max=2,
     watch_interval_s=0.05,
     open_sessions_max=2,
+    marks_unsaved_events_max=5,
     actor_restarts_max=50,
 )
 
@@ -410,6 +411,8 @@ class Simulation:
                 raise self._fail(f"an append failed with {error!r}")
             if isinstance(error, AppendUncertain):
                 self._say(f"{attempt.session_id}: uncertain: {error.reason}")
+                if error.reason.startswith("the writer failed"):
+                    raise self._fail(f"the store raised something: {error.reason}")
             attempt.answered(error)
             if error is None:
                 result = future.result()
@@ -466,6 +469,8 @@ class Simulation:
         harmful = [finding for finding in store.verify(session_id) if not finding.harmless]
         if harmful:
             raise self._fail(f"{session_id}: {harmful}")
+        # Whoever looks first recovers what a dead process wrote and told nobody of; only then can it be followed.
+        store.last_seq(session_id)
 
     def _compare(self) -> None:
         runtime = self._processes[0].runtime

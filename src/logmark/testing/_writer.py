@@ -206,7 +206,7 @@ class MockWriter(LogmarkActor):
             self._dying_silently = True
             self._queue.clear()
             ActorRegistry.unregister(self.actor_ref)
-            self.actor_stopped.set()
+            self._end()
 
     @property
     def asked(self) -> tuple[SessionBatch, ...]:
@@ -349,7 +349,7 @@ class MockWriter(LogmarkActor):
         error = AppendUncertain(session_id=session_id, reason=reason, first_event_id=first_id)
         self._answer(message, self._unwritten(message.batch, error))
         ActorRegistry.unregister(self.actor_ref)
-        self.actor_stopped.set()
+        self._end()
         self.on_stop()
 
     def _answer(self, message: Persist, result: BatchResult) -> None:

@@ -1,0 +1,142 @@
+"""The safeguards of the runtime and its actors."""
+
+from __future__ import annotations
+
+from safeguard import Safeguard
+
+__all__ = ["OF_RUNTIME"]
+
+SESSION_ACTOR = "actors/_session.py"
+SUBSCRIPTION = "src/logmark/_subscription.py"
+
+
+OF_RUNTIME = (
+    # -- the end of a program, and forks -----------------------------------------------------------------------------
+    Safeguard(
+        "closing waits for what was accepted",
+        "src/logmark/_runtime.py",
+        "            drained = [session.drain(deadline) for session in sessions]\n",
+        "            drained = [True for session in sessions]\n",
+        ("tests/test_shutdown.py", "tests/test_actor_close.py"),
+    ),
+    Safeguard(
+        "a forked child is told so",
+        "src/logmark/_runtime.py",
+        "        self._forked = True\n",
+        "        self._forked = False\n",
+        ("tests/test_real_processes.py", "-k", "forked"),
+    ),
+    # -- actors -----------------------------------------------------------------------------------------------------
+    Safeguard(
+        "shown only after the answer of the writer",
+        SESSION_ACTOR,
+        "        in_flight.writer = writer\n        try:\n",
+        "        in_flight.writer = writer\n"
+        "        events = [event for append in appends for event in append.request.events]\n"
+        "        early = [e.stamped(self.session_id, seq) for seq, e in enumerate(events, self.last_seq + 1)]\n"
+        "        self._announce(Committed(tuple(early), self.last_seq, self.last_seq + len(early)))\n"
+        "        try:\n",
+        ("tests/test_persist_first.py",),
+    ),
+    Safeguard(
+        "callers are answered last",
+        SESSION_ACTOR,
+        "        known = self.last_seq\n        self._watermark.rise(result.last_seq)\n",
+        "        self._finish(None)\n        known = self.last_seq\n        self._watermark.rise(result.last_seq)\n",
+        ("tests/test_persist_first.py", "tests/test_own_writes.py", "tests/test_actor_invariants.py"),
+    ),
+    Safeguard(
+        "a retry is not shown again",
+        SESSION_ACTOR,
+        "isinstance(answer, Appended) and answer.written:",
+        "isinstance(answer, Appended):",
+        ("tests/test_persist_first.py", "tests/test_actor_batches.py", "tests/test_actor_invariants.py"),
+    ),
+    Safeguard(
+        "one batch at a time",
+        SESSION_ACTOR,
+        "        while self._waiting and self._in_flight is None:\n",
+        "        while self._waiting:\n",
+        ("tests/test_actor_batches.py",),
+    ),
+    Safeguard(
+        "a restart answers who waits",
+        SESSION_ACTOR,
+        "        self._reject_waiting(ActorRestarted(session_id=self.session_id, reason=repr(error)))\n"
+        "        self._watch_writer()\n",
+        "        self._waiting.clear()\n        self._watch_writer()\n",
+        ("tests/test_actor_restart.py",),
+    ),
+    Safeguard(
+        "places in the inbox are given back",
+        SESSION_ACTOR,
+        "        self._leave(appends)\n",
+        "",
+        ("tests/test_actor_gate.py", "tests/test_overload.py"),
+    ),
+    Safeguard(
+        "control envelopes keep their places",
+        SESSION_ACTOR,
+        "                envelopes.append(item.envelope)\n                continue\n",
+        "                envelopes.insert(0, item.envelope)\n                continue\n",
+        ("tests/test_control_order.py",),
+    ),
+    Safeguard(
+        "a dead writer is noticed",
+        SESSION_ACTOR,
+        '            self._halt_uncertain("the writer died")\n',
+        "            pass\n",
+        ("tests/test_dead_writer.py",),
+    ),
+    Safeguard(
+        "a halt that found no writer goes before the next write",
+        SESSION_ACTOR,
+        "                writer.tell(self._unrecorded)\n",
+        "",
+        ("tests/test_dead_writer.py", "-k", "halt"),
+    ),
+    Safeguard(
+        "a failing writer answers its batch",
+        "actors/_persist.py",
+        "        self._answer(message, _failed(message, error), 0.0)\n\n    def on_dead_letter",
+        "\n    def on_dead_letter",
+        ("tests/test_dead_writer.py", "tests/test_many_threads.py"),
+    ),
+    Safeguard(
+        "a subscriber that raises is detached",
+        "actors/_broadcast.py",
+        "        except BaseException as error:  # a SystemExit",
+        "        except ZeroDivisionError as error:  # a SystemExit",
+        ("tests/test_actor_broadcast.py",),
+    ),
+    Safeguard(
+        "a lagging subscriber rejoins without a gap",
+        SUBSCRIPTION,
+        "                if self._queue and self._queue[0][0] <= self._next_seq:\n",
+        "                if self._queue:\n",
+        ("tests/test_slow_subscriber.py", "tests/test_subscriptions.py"),
+    ),
+    Safeguard(
+        "nothing is handed out twice where history meets live",
+        SUBSCRIPTION,
+        "                elif seq >= self._next_seq:\n",
+        "                elif seq > 0:\n",
+        ("tests/test_subscriptions.py", "tests/test_actor_broadcast.py"),
+    ),
+    Safeguard(
+        "a subscriber's queue is bounded",
+        SUBSCRIPTION,
+        "self._queued_events + len(batch) <= self._limits.subscriber_events_max",
+        "self._queued_events >= 0",
+        ("tests/test_slow_subscriber.py", "tests/test_pressure.py", "-k", "not stalled_subscriber_costs"),
+    ),
+    Safeguard(
+        "the threads that are there do the work when no more are to be had",
+        "actors/_seams.py",
+        "                except RuntimeError:  # no more threads to be had: those that run do the work\n"
+        "                    if not self._threads:\n"
+        "                        raise\n",
+        "                except ZeroDivisionError:\n                    raise\n",
+        ("tests/test_real_processes.py", "-k", "thread"),
+    ),
+)
