@@ -47,7 +47,10 @@ class LogReader:
         if clean:
             for name in names:
                 if name.endswith(".new"):
-                    self._files.unlink(os.path.join(self.path, name))
+                    # Snapshots and tables of ids are made without the lock: one may have got its name just now. One
+                    # that is taken from under its maker is made again later.
+                    with contextlib.suppress(FileNotFoundError):
+                        self._files.unlink(os.path.join(self.path, name))
         return sorted(first for first in map(segment_first_seq, names) if first is not None)
 
     def segment(self, fd: int, first: int) -> Segment:

@@ -27,7 +27,13 @@ pytest.register_assert_rewrite(
 )
 
 # How long an example takes says how busy the machine is; a test that hangs is ended by its own timeout.
-settings.register_profile("logmark", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# In CI the examples are the same each time, so that a change is judged by what it changed; elsewhere they are new.
+settings.register_profile(
+    "logmark",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("CI") == "true",
+)
 settings.load_profile("logmark")
 
 

@@ -58,6 +58,7 @@ class World:
         self.writers: list[MockWriter] = []
         self.actors_failed = False
         self._undo: list[Callable[[], None]] = []
+        self._session_breaks = False
 
     def do(self, name: str, n: int) -> None:
         """Do one thing; as ``Session`` does, start an actor where the last one has given up."""
@@ -138,7 +139,9 @@ class World:
         timers.advance(n / 10)
 
     def break_session(self, n: int) -> None:
-        self._raise_once(SessionActor, ["_on_persisted", "_announce", "on_drained", "_on_observed"][n - 1])
+        if not self._session_breaks:  # a second failure, while it mends the first, is the end of it and no restart
+            self._session_breaks = True
+            self._raise_once(SessionActor, ["_on_persisted", "_announce", "on_drained", "_on_observed"][n - 1])
 
     def break_others(self, n: int) -> None:
         owner, name = [(BroadcastActor, "_offer"), (JobActor, "_fold"), (JobActor, "on_drained")][n % 3]
@@ -150,6 +153,8 @@ class World:
 
         def raising(*args: Any, **options: Any) -> Any:
             setattr(owner, name, original)
+            if owner is SessionActor:
+                self._session_breaks = False
             raise RuntimeError(name)
 
         setattr(owner, name, raising)
@@ -157,6 +162,7 @@ class World:
 
     def mend(self) -> None:
         """Forget the failures that have not happened yet."""
+        self._session_breaks = False
         for undo in self._undo:
             undo()
         self._undo.clear()

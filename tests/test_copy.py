@@ -313,6 +313,14 @@ def test_what_cannot_be_copied_is_a_usage_error(run: Callable[..., Ran], place: 
     assert not os.path.exists(two.partition(":")[2])
 
 
+AT_EVERY_STEP = """
+import sys
+from logmark.cli import _progress, main
+_progress._EVERY_S = 0.0  # however quick it is
+sys.exit(main())
+"""
+
+
 def test_a_terminal_is_shown_how_far_it_is(place: Callable[[str, str], str]) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     fill(one)
@@ -329,7 +337,7 @@ def test_a_terminal_is_shown_how_far_it_is(place: Callable[[str, str], str]) -> 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     copying = subprocess.run(
-        [sys.executable, "-m", "logmark", "copy", one, two], stderr=theirs, check=False, timeout=SOON_S
+        [sys.executable, "-c", AT_EVERY_STEP, "copy", one, two], stderr=theirs, check=False, timeout=SOON_S
     )
     os.close(theirs)
     listener.join(SOON_S)

@@ -106,7 +106,7 @@ class _Run:
                             return
                 except StorageUnavailable:
                     raise  # it concerns the store, and every other session with it
-                except (LogmarkError, OSError) as error:  # one bad session does not stop the others
+                except (LogmarkError, OSError, CopyDiffers) as error:  # one bad session does not stop the others
                     session.error = error
         finally:
             progress.end()

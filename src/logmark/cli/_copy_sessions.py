@@ -19,7 +19,7 @@ _EVENTS_MAX = 4096
 _BYTES_MAX = 4 * 1024 * 1024
 
 
-class CopyDiffers(LogmarkError):
+class CopyDiffers(Exception):
     """A session of the destination is not, or cannot become, what the source has."""
 
     def __init__(self, *, session_id: str, event_seq: int, reason: str) -> None:
@@ -52,7 +52,7 @@ class Copied:
     verified: int = 0
     checksum: int = 0
     is_complete: bool = False
-    error: LogmarkError | OSError | None = None
+    error: LogmarkError | OSError | CopyDiffers | None = None
 
 
 class Copier:
