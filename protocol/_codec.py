@@ -18,9 +18,9 @@ import orjson
 
 from ._errors import DecodeError, EventTooDeep, EventTooLarge, NotEncodable
 
-__all__ = ["decode_json", "encode_json", "encode_text"]
+__all__ = ["JSON_OPTIONS", "decode_json", "encode_json", "encode_text"]
 
-_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+JSON_OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _LONG_INTEGER = re.compile(rb"(?<![0-9.eE+])(?<![eE]-)-?[0-9]{19,}(?![0-9.eE])")
 _INTEGER_DIGITS_MAX = 20  # with its sign, the longest 64-bit integer
 _INTEGER_MIN = -(2**63)
@@ -45,7 +45,7 @@ def encode_json(value: Any, *, bytes_max: int, depth_max: int) -> bytes:
         EventTooLarge: more than ``bytes_max`` bytes.
     """
     try:
-        data = orjson.dumps(value, option=_OPTIONS)
+        data = orjson.dumps(value, option=JSON_OPTIONS)
     except TypeError as error:  # orjson.JSONEncodeError is a TypeError
         _raise_not_encodable(error, depth_max)
     if len(data) > bytes_max:

@@ -6,10 +6,12 @@ is kept; whatever has more to it goes through ``Envelope`` and ``encode_event``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any, cast
 
-from ._codec import encode_json, encode_text
+import orjson
+
+from ._codec import JSON_OPTIONS, encode_json, encode_text
 from ._envelope import Envelope
 from ._errors import EventTooLarge, InvalidEvent, NotCountable
 from ._limits import Limits
@@ -20,6 +22,7 @@ __all__ = ["EventEncoder"]
 
 _NAMES_MAX = 4096  # jobs come and go
 _PAIR = 2  # a type and a payload
+_dumps = orjson.dumps
 
 
 class EventEncoder:
@@ -48,9 +51,12 @@ class EventEncoder:
             head = b'"ts":"%b","id":"%b","type":%b' % (timestamp.encode(), event_id.encode(), self._types[type])
             if job_id is not None:
                 head += self._jobs[job_id]
-        except (KeyError, TypeError):  # not seen before, or not even hashable
+            payload_json = _dumps(payload, None, JSON_OPTIONS)
+        except (KeyError, TypeError):  # a name not seen before, or not hashable; or a payload without a JSON form
             return self._encode_first(type, payload, job_id, event_id, timestamp)
-        payload_json = encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
+        depth_at_most = payload_json.count(b"{") + payload_json.count(b"[")
+        if depth_at_most > self._depth_max or b"null" in payload_json or b"\n" in payload_json:  # a second look is due
+            payload_json = encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
         if len(head) + len(payload_json) > self._bytes_max:
             raise EventTooLarge(size_bytes=len(head) + len(payload_json), limit_bytes=self._bytes_max)
         return EncodedEvent(event_id, type, job_id, head, payload_json, True)
@@ -85,20 +91,21 @@ class EventEncoder:
             fields = fields._replace(id=fields.id or event_id, timestamp=fields.timestamp or timestamp)
         return encode_event(fields, envelope.payload, self._limits, id_is_fresh=is_fresh)
 
-    def encode_many(self, events: Iterable[Any], ids: Callable[[], str], timestamp: str) -> tuple[EncodedEvent, ...]:
-        """Encode ``(type, payload)`` pairs and envelopes, each under the next of the ids.
+    def encode_many(self, events: Sequence[Any], ids: Sequence[str], timestamp: str) -> tuple[EncodedEvent, ...]:
+        """Encode ``(type, payload)`` pairs and envelopes, each under the id at its place.
 
         Raises:
             NotCountable, InvalidEvent: one of them cannot be stored, or is neither.
         """
         encode = self.encode
-        encoded: list[EncodedEvent] = []
-        for event in events:
-            if event.__class__ is tuple and len(event) == _PAIR:
-                encoded.append(encode(event[0], event[1], None, ids(), timestamp))
-            else:
-                encoded.append(self.encode_envelope(_as_envelope(event), ids(), timestamp))
-        return tuple(encoded)
+        return tuple(
+            [
+                encode(event[0], event[1], None, event_id, timestamp)
+                if event.__class__ is tuple and len(event) == _PAIR
+                else self.encode_envelope(_as_envelope(event), event_id, timestamp)
+                for event, event_id in zip(events, ids, strict=True)
+            ]
+        )
 
 
 def _as_envelope(event: object) -> Envelope:

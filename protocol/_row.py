@@ -137,8 +137,13 @@ def encode_row(event: EncodedEvent, event_seq: int, batch: bytes, seed: int) -> 
 
 def encode_rows(events: Iterable[EncodedEvent], first_seq: int, last_seq: int, seed: int) -> bytes:
     """Return the lines of one commit: events numbered from first to last."""
-    batch = b"[%d,%d]" % (first_seq, last_seq)
-    return b"".join([encode_row(event, seq, batch, seed) for seq, event in enumerate(events, first_seq)])
+    # The same as encode_row for each, with what they share filled in once.
+    row = b'%b%%d,"batch":[%d,%d],"size":%%d,%%b,"payload":%%b' % (ROW_PREFIX, first_seq, last_seq)
+    lines: list[bytes] = []
+    for seq, (_, _, _, head, payload, _) in enumerate(events, first_seq):
+        text = row % (seq, len(payload), head, payload)
+        lines += (text, b',"crc":"%08x"}\n' % crc32(text, seed))
+    return b"".join(lines)
 
 
 def split_row(line: bytes, session_id: str, event_seq: int) -> RawEnvelope:

@@ -47,6 +47,21 @@ class UlidSequence:
         self._prefix_value = -1
         self._prefix = ""
 
+    def many(self, now_ms: int, count: int) -> list[str]:
+        """Return the next ids, at one time."""
+        if count == 0:
+            return []
+        ids = [self.next(now_ms)]
+        prefix, prefix_value = self._prefix, self._prefix_value
+        for value in range(self._last + 1, self._last + count):
+            if value >> _SUFFIX_BITS != prefix_value:
+                prefix_value = value >> _SUFFIX_BITS
+                prefix = encode_ulid(value)[:-_SUFFIX_CHARACTERS]
+            ids.append(prefix + _PAIRS[(value >> 10) & 1023] + _PAIRS[value & 1023])
+        self._last += count - 1
+        self._prefix, self._prefix_value = prefix, prefix_value
+        return ids
+
     def next(self, now_ms: int) -> str:
         """Return the next id; ``now_ms`` is the wall clock in milliseconds since 1970."""
         if now_ms > self._last_ms:

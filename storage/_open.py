@@ -32,7 +32,6 @@ _POSTGRES = _Engine("PostgreSQL", "._postgres", "PostgresEventStore", extra="pos
 _SERVERS = {
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
-    "nats": _Engine("NATS", "._nats", "NatsEventStore", extra="nats"),
 }
 
 
@@ -40,7 +39,7 @@ def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsy
     """Open the store that a URL names.
 
     A path or ``file:PATH`` is the file engine, ``sqlite:FILE`` the SQLite engine, ``postgresql://…`` (as libpq reads
-    it) and ``nats://…`` are servers, ``memory:`` is nothing but memory. ``docs/engines.md`` says which is for whom.
+    it) is a server, ``memory:`` is nothing but memory. ``docs/engines.md`` says which is for whom.
 
     Raises:
         InvalidArgument: the URL names no engine, or there is no such durability.
@@ -67,7 +66,7 @@ def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsy
         return _made(_FILES[scheme], _path_of(url, scheme, rest), limits, durability, create=create)
     if scheme in _SERVERS:
         return _made(_SERVERS[scheme], url, limits, durability, create=create)
-    message = f"{url!r} names no engine that is known; use a path, file:, sqlite:, postgresql:, nats: or memory:"
+    message = f"{url!r} names no engine that is known; use a path, file:, sqlite:, postgresql: or memory:"
     raise InvalidArgument(message)
 
 

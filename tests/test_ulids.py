@@ -55,6 +55,13 @@ def test_ids_rise_whatever_the_clock_does(times_ms: list[int], bits: str, chance
     assert all(one < other and decode(one) < decode(other) for one, other in itertools.pairwise(ids))
 
 
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=8), st.integers(0, 2**80 - 1))
+def test_many_at_once_are_as_one_after_the_other(calls: list[tuple[int, int]], bits: int) -> None:
+    together, alone = UlidSequence(lambda _count: bits), UlidSequence(lambda _count: bits)
+    for now_ms, count in calls:
+        assert together.many(now_ms, count) == [alone.next(now_ms) for _ in range(count)]
+
+
 def test_a_clock_far_beyond_48_bits_makes_a_valid_id() -> None:
     for now_ms in (-(2**80), 2**48 - 1, 2**48, 2**80):
         decode(UlidSequence(lambda count: 0).next(now_ms))

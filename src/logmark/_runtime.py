@@ -184,14 +184,11 @@ class Runtime:
     def encode_many(self, events: Iterable[EventLike]) -> tuple[tuple[EncodedEvent, ...], int]:
         """Encode events for one append, at one time; return that too."""
         self.check_usable()
+        given = list(events)
         now_ns = self.clock.time_ns()
-        now_ms, next_id, mutex = now_ns // 1_000_000, self._ulids.next, self._ulid_mutex
-
-        def event_id() -> str:
-            with mutex:
-                return next_id(now_ms)
-
-        return self.encoder.encode_many(events, event_id, rfc3339(now_ns)), now_ns
+        with self._ulid_mutex:
+            ids = self._ulids.many(now_ns // 1_000_000, len(given))
+        return self.encoder.encode_many(given, ids, rfc3339(now_ns)), now_ns
 
     def watch(self, session_id: str) -> None:
         """Look out for what other processes append to a session."""

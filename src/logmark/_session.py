@@ -252,7 +252,11 @@ class Session:
         if expected_seq is not None:
             _check_seq("expected_seq", expected_seq, 0)
         gate = self._gate or self._open_gate()
-        size = events[0].size_bytes if len(events) == 1 else sum([event.size_bytes for event in events])
+        size = (
+            events[0].size_bytes
+            if len(events) == 1
+            else sum([len(event.head) + len(event.payload_json) for event in events])
+        )
         gate.enter(len(events), size)
         try:
             self._tell(Append(AppendRequest(events, expected_seq), reply, now_ns, size))
