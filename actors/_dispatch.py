@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import WouldDeadlock
+from ..storage import catch_up, may_put_off
 from .messages import Append, Resume, Send
 
 if TYPE_CHECKING:
@@ -231,7 +232,9 @@ class ThreadDispatcher:
     def _run(self) -> None:
         lane: deque[LaneItem] = deque()
         open_lane(lane)
-        if not self._may_block:
+        if self._may_block:
+            may_put_off()
+        else:
             leave_thread()
         ready = self._ready
         while (actor := ready.get()) is not None:
@@ -243,6 +246,7 @@ class ThreadDispatcher:
                     dispatcher.enqueue(traveller)  # others wait for this very thread
                 elif traveller.take_turn():
                     lane.append((dispatcher, traveller))
+            catch_up()
 
     def stop(self) -> None:
         """End the threads after the turns that are due; what becomes due meanwhile is done here."""

@@ -9,7 +9,7 @@ from typing import Any
 from pykka import ActorDeadError, ActorRef
 
 from ..protocol import AppendUncertain, Clock, Limits, RuntimeClosed
-from ..storage import BatchResult, EventStore, Logger, WouldWait, set_patience
+from ..storage import BatchResult, EventStore, Logger, WouldWait, catch_up, set_patience
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher, leave_thread
 from ._seams import Timers
@@ -63,6 +63,8 @@ class PersistActor(LogmarkActor):
                     self._go_home(message)
                 else:
                     self._answer(message, result, self._clock.monotonic() - began)
+                finally:
+                    catch_up()  # unless the store has done so before it waited
             case HaltSession():
                 self._count_answered()
                 set_patience(may_wait=True)  # a batch of the same session may be next, and must find the halt

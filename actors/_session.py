@@ -22,7 +22,7 @@ from ..protocol import (
     StorageRejected,
     WrongExpectedSeq,
 )
-from ..storage import Appended, BatchResult, Logger, SessionBatch, rfc3339
+from ..storage import Appended, BatchResult, Logger, SessionBatch, put_off, rfc3339
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._gate import Gate
@@ -336,14 +336,19 @@ class SessionActor(LogmarkActor):
             answers = result.answers
         else:
             answers = (error or AppendUncertain(session_id=self.session_id, reason="no answer"),) * len(appends)
-        for append, answer in zip(appends, answers, strict=True):
-            self._settle(append, answer)
-        self._leave(appends)
+        # With a next batch at hand, its way to the disk comes first: these callers can run while the disk works on it.
+        if error is not None or not self._waiting or not put_off(lambda: self._settle_all(appends, answers)):
+            self._settle_all(appends, answers)
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.
             controls = tuple(item.envelope for item in in_flight.items if isinstance(item, Send))
             if controls:
                 self._announce(Committed(controls, self.last_seq, self.last_seq))
+
+    def _settle_all(self, appends: list[Append], answers: tuple[Appended | AppendError, ...]) -> None:
+        for append, answer in zip(appends, answers, strict=True):
+            self._settle(append, answer)
+        self._leave(appends)
 
     def _log_persisted(self, in_flight: _InFlight, message: Persisted) -> None:
         result = message.result

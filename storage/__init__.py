@@ -8,7 +8,7 @@ from ._files import Files, FileStat, OsFiles
 from ._logging import Logger, LogSink, add_sink, get_logger, remove_sink
 from ._memory import MemoryEventStore
 from ._open import open_store
-from ._patience import WouldWait, set_patience
+from ._patience import WouldWait, catch_up, may_put_off, put_off, set_patience
 from ._store import (
     Appended,
     AppendRequest,
@@ -41,8 +41,11 @@ __all__ = [
     "SystemClock",
     "WouldWait",
     "add_sink",
+    "catch_up",
     "get_logger",
+    "may_put_off",
     "open_store",
+    "put_off",
     "remove_sink",
     "rfc3339",
     "set_patience",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..protocol import Clock
 from ._files import Files
-from ._patience import WouldWait
+from ._patience import WouldWait, catch_up
 
 __all__ = ["FileLockGuard", "Held"]
 
@@ -59,6 +59,7 @@ class FileLockGuard:
                 continue
             if not patient:
                 raise WouldWait
+            catch_up()
             now = clock.monotonic()
             if deadline is None:
                 deadline = now + wait_s

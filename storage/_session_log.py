@@ -33,7 +33,7 @@ from ._head_file import HeadFile
 from ._layout import HALT, LOCK, segment_name
 from ._lock import FileLockGuard, Held
 from ._log_reader import FileEnv, LogReader
-from ._patience import WouldWait, may_wait
+from ._patience import WouldWait, catch_up, may_wait
 from ._plan import BatchPlan, SessionPlan, ids_in_doubt, number_plainly
 from ._recovery import Recovery, Tail
 from ._repair import repair_session
@@ -176,6 +176,7 @@ class SessionLog:
         done = False
         try:
             write_all(self._files, fd, rows, start)
+            catch_up()  # while the disk works
             began = self._env.clock.monotonic()
             self._sync(fd, first_event_id)
             sync_s = self._env.clock.monotonic() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import logmark
 from logmark import Limits, _session
 from logmark.errors import StorageRejected, WouldDeadlock
 from logmark.protocol import AppendError
-from logmark.storage import BatchResult, FileEventStore, SessionBatch
+from logmark.storage import BatchResult, FileEventStore, OsFiles, SessionBatch
 from logmark.testing import eventually
 
 SOON = 20.0
@@ -358,3 +359,70 @@ def test_the_main_thread_does_not_wait_for_another_process_where_it_cannot_be_in
         session.wait_for(2, SOON)
         assert session.append("x") == 3
         assert [event.payload for event in session.read()] == ["first", "waited", None]
+
+
+# -- answers that are put off ----------------------------------------------------------------------------------------
+
+
+class SlowSecondSync(OsFiles):
+    """A disk that takes the second commit's sync only when it is let."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.began = threading.Event()
+        self.through = threading.Event()
+
+    def sync(self, fd: int, /) -> None:  # type: ignore[override]
+        self.syncs += 1
+        if self.syncs == 4:  # the store's own file, the segment, the first commit; then this
+            self.began.set()
+            assert self.through.wait(SOON)
+        os.fdatasync(fd)
+
+
+def test_the_callers_of_a_batch_do_not_wait_for_the_sync_of_the_next(tmp_path: Path) -> None:
+    """Their answers are put off until the next batch is on its way to the disk, and no longer."""
+    files = SlowSecondSync()
+    store = FileEventStore(tmp_path, files=files)
+    append, futures = store.append, list[Future[int]]()
+
+    def append_and_submit(batches: Sequence[SessionBatch]) -> list[BatchResult]:
+        if len(futures) == 1:
+            futures.extend(session.submit("x", n) for n in range(5))
+        return append(batches)
+
+    store.append = append_and_submit  # type: ignore[method-assign]
+    with logmark.Runtime(store) as runtime:
+        session = runtime.session("s")
+        futures.append(session.submit("x", "first"))
+        assert files.began.wait(SOON)
+        assert futures[0].result(SOON) == 1
+        assert not any(future.done() for future in futures[1:])
+        files.through.set()
+        assert [future.result(SOON) for future in futures] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_callers_of_a_batch_do_not_wait_for_the_lock_of_the_next(store: SeenStore, tmp_path: Path) -> None:
+    with logmark.Runtime(store) as runtime:
+        session = runtime.session("s")
+        futures: list[Future[int]] = []
+        held: list[int] = []
+
+        def take_the_lock() -> None:
+            futures.extend(session.submit("x", n) for n in range(5))
+            held.append(os.open(next(tmp_path.glob("sessions/*/lock")), os.O_RDWR))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+
+        store.in_commit = take_the_lock
+        first = session.submit("x", "first")
+        assert first.result(SOON) == 1
+        assert not any(future.done() for future in futures)
+        os.close(held[0])
+        assert [future.result(SOON) for future in futures] == [2, 3, 4, 5, 6]
+
+
+def test_an_engine_that_knows_nothing_of_it_has_its_callers_answered_all_the_same() -> None:
+    with logmark.open("memory:") as runtime, ThreadPoolExecutor(8) as pool:
+        session = runtime.session("s")
+        runs = [pool.submit(lambda: [session.append("x") for _ in range(200)]) for _ in range(8)]
+        assert sorted(seq for run in runs for seq in run.result(SOON)) == list(range(1, 1601))
