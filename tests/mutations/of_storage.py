@@ -42,8 +42,8 @@ OF_STORAGE = (
     Safeguard(
         "head written after the sync",
         SESSION_LOG,
-        "            write_all(self._files, fd, rows, start)\n            catch_up()  # while the disk works\n            began",
-        "            write_all(self._files, fd, rows, start)\n            catch_up()  # while the disk works\n"
+        "            catch_up()  # while the disk works\n            began",
+        "            catch_up()  # while the disk works\n"
         "            self._write_head(Tail(seq, through, tail.segment, start + len(rows), tail.inode))\n"
         "            began",
         (ORDER,),
