@@ -337,7 +337,9 @@ class SessionActor(LogmarkActor):
         else:
             answers = (error or AppendUncertain(session_id=self.session_id, reason="no answer"),) * len(appends)
         # With a next batch at hand, its way to the disk comes first: these callers can run while the disk works on it.
-        if error is not None or not self._waiting or not put_off(lambda: self._settle_all(appends, answers)):
+        # Not so after a failure: who hears of one may take back what waits, so that nothing is stored behind it.
+        succeeded = all(isinstance(answer, Appended) for answer in answers)
+        if not (succeeded and self._waiting and put_off(lambda: self._settle_all(appends, answers))):
             self._settle_all(appends, answers)
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.
