@@ -36,14 +36,12 @@ def wait_for_tracer(marker: str) -> None:
     os._exit(UNTRACED)
 
 
-def run_child(request: dict[str, Any]) -> None:
+def run_child(request: dict[str, Any], opened: list[int]) -> None:
     """Run a worker in this process and end it."""
     status = 1
     try:
-        for number, name in ((1, "output"), (2, "errors")):
-            fd = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for number, fd in enumerate(opened, 1):
             os.dup2(fd, number)
-            os.close(fd)
         wait_for_tracer(request["output"])
         MAINS[request["worker"]](request["arguments"])
         status = 0
@@ -58,10 +56,15 @@ def run_child(request: dict[str, Any]) -> None:
 def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
+        # Opened here, and left open in the child: its tracer may be there before it has done anything at all.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        opened = [os.open(request[name], flags, 0o600) for name in ("output", "errors")]
         pid = os.fork()
         if pid == 0:
-            run_child(request)
+            run_child(request, opened)
         os.write(1, b"%d\n" % pid)
+        for fd in opened:
+            os.close(fd)
         _, status = os.waitpid(pid, 0)
         os.write(1, b"%d\n" % status)
 
