@@ -68,6 +68,7 @@ class _InFlight:
     appends: list[Append]
     writer: ActorRef[Any] | None = None
     result: BatchResult | None = None
+    succeeded: bool = False
 
 
 class SessionActor(LogmarkActor):
@@ -292,7 +293,10 @@ class SessionActor(LogmarkActor):
         result = in_flight.result = message.result
         self._gate.note(len(in_flight.appends), message.commit_s)
         envelopes = self._envelopes(in_flight, result) if self._is_followed(in_flight) else ()
-        if self._log.enabled("info") or not all(isinstance(answer, Appended) for answer in result.answers):
+        in_flight.succeeded = len(result.answers) == len(in_flight.appends) and all(
+            isinstance(answer, Appended) for answer in result.answers
+        )
+        if not in_flight.succeeded or self._log.enabled("info"):
             self._log_persisted(in_flight, message)
         known = self.last_seq
         self._watermark.rise(result.last_seq)
@@ -338,8 +342,7 @@ class SessionActor(LogmarkActor):
             answers = (error or AppendUncertain(session_id=self.session_id, reason="no answer"),) * len(appends)
         # With a next batch at hand, its way to the disk comes first: these callers can run while the disk works on it.
         # Not so after a failure: who hears of one may take back what waits, so that nothing is stored behind it.
-        succeeded = all(isinstance(answer, Appended) for answer in answers)
-        if not (succeeded and self._waiting and put_off(lambda: self._settle_all(appends, answers))):
+        if not (in_flight.succeeded and self._waiting and put_off(lambda: self._settle_all(appends, answers))):
             self._settle_all(appends, answers)
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.

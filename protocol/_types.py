@@ -92,10 +92,6 @@ class EventTypes:
             return type_ in ARCP_COUNTABLE
         return type_ not in self._control
 
-    def has_status_rule(self, type_: str) -> bool:
-        """Say whether an event of this type may change its job's status beyond ``running``."""
-        return type_ in self._job_status
-
     def next_status(self, status: str, type_: str, payload: Callable[[], Any]) -> str:
         """Return a job's status after an event; ``payload`` is called only for types that decide by it."""
         if status in _TERMINAL_STATUSES:

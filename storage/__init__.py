@@ -9,6 +9,7 @@ from ._logging import Logger, LogSink, add_sink, get_logger, remove_sink
 from ._memory import MemoryEventStore
 from ._open import open_store
 from ._patience import WouldWait, catch_up, may_put_off, put_off, set_patience
+from ._plan import event_checksum
 from ._store import (
     Appended,
     AppendRequest,
@@ -42,6 +43,7 @@ __all__ = [
     "WouldWait",
     "add_sink",
     "catch_up",
+    "event_checksum",
     "get_logger",
     "may_put_off",
     "open_store",

@@ -23,7 +23,7 @@ from ..protocol import (
     row_seed,
 )
 from ._clock import SystemClock
-from ._files import Files, OsFiles, write_all
+from ._files import Files, OsFiles, replace_file
 from ._layout import HALT, HEAD, segment_first_seq, session_dir, session_id_of
 from ._log_reader import FileEnv
 from ._logging import get_logger
@@ -140,15 +140,7 @@ class FileEventStore(EventStore):
             except PermissionError:
                 if directory != parent:
                     raise  # else it was made by somebody who may look where this process may not
-        fresh = f"{meta_path}.{os.getpid()}.{threading.get_ident()}.new"
-        fd = files.open(fresh, write=True, create=True)  # a process of the same ids may have died and left it
-        try:
-            files.truncate(fd, 0)
-            write_all(files, fd, orjson.dumps({"logmark": "store", "v": _STORE_VERSION}) + b"\n", 0)
-            files.sync(fd)
-        finally:
-            files.close(fd)
-        files.rename(fresh, meta_path)
+        replace_file(files, meta_path, orjson.dumps({"logmark": "store", "v": _STORE_VERSION}) + b"\n", sync=files.sync)
         files.sync_dir(self._path)
 
     def _session_log(self, session_id: str) -> SessionLog:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from filelock import lock_descriptor, unlock_descriptor
 
-__all__ = ["FileStat", "Files", "OsFiles", "make_file", "write_all"]
+__all__ = ["FileStat", "Files", "OsFiles", "make_file", "replace_file", "write_all"]
 
 
 class FileStat(Protocol):
@@ -119,17 +120,43 @@ def write_all(files: Files, fd: int, data: bytes, offset: int) -> None:
         written += more
 
 
-def make_file(files: Files, path: str, data: bytes, sync: Callable[[int], None]) -> int:
-    """Make a file that holds nothing but ``data``, synced, and return its descriptor; what was there is gone."""
+def make_file(files: Files, path: str, data: bytes, sync: Callable[[int], None] | None) -> int:
+    """Make a file that holds nothing but ``data``, and return its descriptor; what was there is gone.
+
+    Args:
+        files: the seam.
+        path: where.
+        data: its content.
+        sync: makes it durable; None leaves that to the caller, or to chance.
+    """
     fd = files.open(path, write=True, create=True)
     try:
         files.truncate(fd, 0)
         write_all(files, fd, data, 0)
-        sync(fd)
+        if sync is not None:
+            sync(fd)
     except BaseException:
         files.close(fd)
         raise
     return fd
+
+
+def replace_file(
+    files: Files, path: str, data: bytes, *, fresh: str | None = None, sync: Callable[[int], None] | None
+) -> None:
+    """Put a file in place of another: whole, or not at all.
+
+    Args:
+        files: the seam.
+        path: where.
+        data: its content.
+        fresh: what it is called until it is whole; by default a name of this thread's own, for files that are made
+            without a lock.
+        sync: as for ``make_file``. The new name is durable once its directory is synced.
+    """
+    fresh = fresh or f"{path}.{os.getpid()}.{threading.get_ident()}.new"
+    files.close(make_file(files, fresh, data, sync))
+    files.rename(fresh, path)
 
 
 _datasync = getattr(os, "fdatasync", os.fsync)

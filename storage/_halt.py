@@ -7,7 +7,7 @@ import os
 import orjson
 
 from ._clock import rfc3339
-from ._files import Files, write_all
+from ._files import Files, replace_file
 from ._logging import Logger
 from ._store import HaltRecord
 
@@ -89,15 +89,8 @@ class HaltMarker:
             "first_event_id": record.first_event_id,
             "pid": os.getpid(),
         }
-        fresh = self._path + ".new"
-        fd = self._files.open(fresh, write=True, create=True)
-        try:
-            self._files.truncate(fd, 0)
-            write_all(self._files, fd, orjson.dumps(members) + b"\n", 0)
-            self._files.sync(fd)
-        finally:
-            self._files.close(fd)
-        self._files.rename(fresh, self._path)
+        data = orjson.dumps(members) + b"\n"
+        replace_file(self._files, self._path, data, fresh=self._path + ".new", sync=self._files.sync)
 
     def _write_late(self) -> HaltRecord | None:
         """Return the halt that the disk refused to take, and offer it once more: only a marker can be repaired away."""

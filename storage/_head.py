@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zlib
+
+from ..protocol import crc32
 
 __all__ = ["HEAD_BYTES", "Head"]
 
@@ -41,13 +42,13 @@ class Head:
     def encode(self, seed: int) -> bytes:
         """Return the line; ``seed`` is the session's, so that no head passes for another session's."""
         line = _FORMAT % (self.seq, self.through, self.segment, self.size, self.halted)
-        return b"%b crc=%08x\n" % (line, zlib.crc32(line, seed))
+        return b"%b crc=%08x\n" % (line, crc32(line, seed))
 
     @classmethod
     def decode(cls, data: bytes, seed: int) -> Head | None:
         """Return the head, or None when the line is damaged or another session's."""
         match = _LINE.match(data)
-        if match is None or zlib.crc32(data[: match.start(6) - 5], seed) != int(match[6], 16):
+        if match is None or crc32(data[: match.start(6) - 5], seed) != int(match[6], 16):
             return None
         seq, through, segment, size = (int(match[group]) for group in range(1, 5))
         return cls(seq, through, segment, size, match[5] == b"1")

@@ -13,18 +13,15 @@ from __future__ import annotations
 import array
 import bisect
 import dataclasses
-import os
 import sys
-import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import orjson
 
-from ..protocol import ROW_TAIL_BYTES, row_seed
-from ._files import Files, write_all
+from ..protocol import ROW_TAIL_BYTES, crc32, row_seed
+from ._files import Files, replace_file
 from ._sealed import SEALED_BYTES_MAX, sealed, unsealed
 
 __all__ = ["OFFSET_MAX", "HeldTable", "IdBounds", "IdTable", "hash_of_id", "id_of_row", "matches", "save_table"]
@@ -206,7 +203,7 @@ def _crc_of(entries: array.array[int]) -> str:
     if sys.byteorder == "big":
         entries = entries[:]
         entries.byteswap()
-    return f"{zlib.crc32(entries):08x}"
+    return f"{crc32(entries):08x}"
 
 
 def _end_of(files: Files, segment_fd: int) -> tuple[int, str]:
@@ -244,14 +241,7 @@ def save_table(
         "last_crc": last_crc,
         "bounds": None if bounds is None else (bounds.least, bounds.greatest),
         "entries": None if entries is None else len(entries),
-        "data_crc": f"{zlib.crc32(data):08x}",
+        "data_crc": f"{crc32(data):08x}",
     }
     line = sealed(b'{"logmark":"ids","v":%d,' % _VERSION + orjson.dumps(members)[1:-1], row_seed(session_id))
-    fresh = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
-    fd = files.open(fresh, write=True, create=True)
-    try:
-        files.truncate(fd, 0)
-        write_all(files, fd, line + data, 0)
-    finally:
-        files.close(fd)
-    files.rename(fresh, path)
+    replace_file(files, path, line + data, sync=None)

@@ -8,7 +8,6 @@ alike by every engine, and no engine numbers an event but in its own transaction
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..protocol import (
@@ -18,6 +17,7 @@ from ..protocol import (
     SequenceExhausted,
     SessionHalted,
     WrongExpectedSeq,
+    crc32,
 )
 from ._ids_index import IdIndex, settle, stands_without
 from ._store import Appended, AppendRequest, BatchResult, HaltRecord
@@ -31,7 +31,7 @@ def event_checksum(seed: int, event_seq: int, head: bytes, payload_json: bytes) 
     It covers the session (``seed`` is ``row_seed`` of its id), the number, and both parts with the border between
     them, so that no row passes for another session's or another number's.
     """
-    return zlib.crc32(payload_json, zlib.crc32(head, zlib.crc32(b"%d,%d," % (event_seq, len(head)), seed)))
+    return crc32(payload_json, crc32(head, crc32(b"%d,%d," % (event_seq, len(head)), seed)))
 
 
 def ids_in_doubt(requests: Sequence[AppendRequest]) -> list[str]:
@@ -162,15 +162,6 @@ class BatchPlan:
     def rows(self) -> Iterator[tuple[int, EncodedEvent]]:
         """Yield what is to be written, each event with its number."""
         return zip(self.seqs, self.events, strict=True)
-
-    def was_written(self, found: Mapping[str, int]) -> bool:
-        """Say, after a commit of unknown outcome, whether it took place.
-
-        Args:
-            found: numbers, read by a later transaction, of this batch's event ids; a commit being atomic, that of
-                ``first_event_id`` is enough.
-        """
-        return bool(self.events) and found.get(self.events[0].id) == self.seqs[0]
 
     def result(self, *, bytes_written: int = 0, sync_s: float = 0.0) -> BatchResult:
         """Return the answers after the commit."""

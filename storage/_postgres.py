@@ -7,7 +7,6 @@ after a lost connection is the truth. So nothing here halts a session for want o
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import psycopg
@@ -26,6 +25,7 @@ from ..protocol import (
     SessionHalted,
     StorageRejected,
     StorageUnavailable,
+    crc32,
 )
 from ._clock import SystemClock, rfc3339
 from ._logging import get_logger
@@ -271,13 +271,13 @@ class PostgresEventStore(EventStore):
         """See ``EventStore.load_snapshot``; raises as ``read`` does too."""
         row = self._readable(session_id, halted_ok=False)
         rows = [] if row is None else self._reader.ask(self._sql.load_snapshot, (row.key, name.encode()))
-        if not rows or zlib.crc32(rows[0][1]) != rows[0][2]:
+        if not rows or crc32(rows[0][1]) != rows[0][2]:
             return None
         return Snapshot(rows[0][0], rows[0][1])
 
     def save_snapshot(self, session_id: str, name: str, snapshot: Snapshot) -> None:
         """See ``EventStore.save_snapshot``."""
-        values = (name.encode(), snapshot.data, Int8(zlib.crc32(snapshot.data)), session_id.encode(), snapshot.seq)
+        values = (name.encode(), snapshot.data, Int8(crc32(snapshot.data)), session_id.encode(), snapshot.seq)
         self._reader.ask(self._sql.save_snapshot, values)
 
     def watch(self, changed: Callable[[str | None], None]) -> float | None:

@@ -19,14 +19,23 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
-from ..protocol import ROW_PREFIX, EncodedEvent, Limits, SchemaMismatch, decode_row, encode_row, row_seed, split_row
-from ._files import Files, write_all
+from ..protocol import (
+    ROW_PREFIX,
+    EncodedEvent,
+    Limits,
+    SchemaMismatch,
+    crc32,
+    decode_row,
+    encode_row,
+    row_seed,
+    split_row,
+)
+from ._files import Files, make_file, write_all
 from ._halt import HaltMarker
 from ._head import Head
 from ._layout import HEAD, QUARANTINE, REPAIR, is_derived, segment_first_seq, segment_name
@@ -109,7 +118,7 @@ class _Walk:
             return None
         crc, done = self._seed, 0
         for found in _ROW_END.finditer(line, 0, len(line) - 1):
-            crc, done = zlib.crc32(line[done : found.start()], crc), found.start()
+            crc, done = crc32(line[done : found.start()], crc), found.start()
             if found[1] == b"%08x" % crc:
                 return found.end()
         return None
@@ -357,10 +366,8 @@ class _Repair:
                         files.close(fd)
                         fd = None
                     first = kept.seq if kept.is_event else orjson.loads(kept.line)["reserved"]
-                    fd = files.open(os.path.join(self._path, segment_name(first) + ".new"), write=True, create=True)
-                    files.truncate(fd, 0)
                     header = encode_header(self._session_id, first)
-                    write_all(files, fd, header, 0)
+                    fd = make_file(files, os.path.join(self._path, segment_name(first) + ".new"), header, None)
                     size = len(header)
                 write_all(files, fd, kept.line, size)
                 size += len(kept.line)
@@ -387,13 +394,7 @@ class _Repair:
         segments = self._segments(self._path)
         size = files.stat(os.path.join(self._path, segment_name(segments[-1]))).st_size if segments else 0
         head = Head(walk.seq, walk.through, segments[-1] if segments else 0, size)
-        fd = files.open(os.path.join(self._path, HEAD), write=True, create=True)
-        try:
-            files.truncate(fd, 0)
-            write_all(files, fd, head.encode(self._seed), 0)
-            files.sync(fd)
-        finally:
-            files.close(fd)
+        files.close(make_file(files, os.path.join(self._path, HEAD), head.encode(self._seed), files.sync))
 
     def _segments(self, path: str) -> list[int]:
         try:

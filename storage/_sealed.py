@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
-from ..protocol import ROW_TAIL_BYTES, decode_row
+from ..protocol import ROW_TAIL_BYTES, crc32, decode_row
 
 __all__ = ["SEALED_BYTES_MAX", "sealed", "unsealed"]
 
@@ -15,11 +14,11 @@ SEALED_BYTES_MAX = 4096
 
 def sealed(text: bytes, seed: int) -> bytes:
     """Return an object, given without its closing brace, as a line with its checksum."""
-    return b'%b,"crc":"%08x"}\n' % (text, zlib.crc32(text, seed))
+    return b'%b,"crc":"%08x"}\n' % (text, crc32(text, seed))
 
 
 def unsealed(line: bytes, seed: int) -> dict[str, Any] | None:
     """Return the members of a line, its newline removed; None when it is damaged or another session's."""
-    if not line.endswith(b',"crc":"%08x"}' % zlib.crc32(line[:-ROW_TAIL_BYTES], seed)):
+    if not line.endswith(b',"crc":"%08x"}' % crc32(line[:-ROW_TAIL_BYTES], seed)):
         return None
     return decode_row(line)

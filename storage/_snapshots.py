@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
-import zlib
 from typing import Any
 
 import orjson
 
-from ..protocol import decode_row
-from ._files import write_all
+from ..protocol import crc32, decode_row
+from ._files import replace_file
 from ._head import Head
 from ._layout import QUARANTINE, REPAIR, SNAPSHOT
 from ._log_reader import FileEnv, LogReader
@@ -77,7 +75,7 @@ class SnapshotFiles:
             raise ValueError("it is of another version or name")
         seq, size = int(members["seq"]), int(members["bytes"])
         data = self._files.read(fd, size + 1, len(line) + 1)
-        if len(data) != size or f"{zlib.crc32(data):08x}" != members["data_crc"]:
+        if len(data) != size or f"{crc32(data):08x}" != members["data_crc"]:
             raise ValueError("its data are damaged")
         place = _Place(*(members[field.name] for field in dataclasses.fields(_Place)))
         if seq > position.seq:
@@ -103,17 +101,9 @@ class SnapshotFiles:
             return
         members: dict[str, Any] = {"session": self._reader.session_id, "name": name, "seq": snapshot.seq}
         members |= dataclasses.asdict(place)
-        members |= {"bytes": len(snapshot.data), "data_crc": f"{zlib.crc32(snapshot.data):08x}"}
+        members |= {"bytes": len(snapshot.data), "data_crc": f"{crc32(snapshot.data):08x}"}
         line = sealed(b'{"logmark":"snapshot","v":%d,' % _VERSION + orjson.dumps(members)[1:-1], self._reader.seed)
-        path = self._path(name)
-        fresh = f"{path}.{os.getpid()}.{threading.get_ident()}.new"
-        fd = self._files.open(fresh, write=True, create=True)
-        try:
-            self._files.truncate(fd, 0)
-            write_all(self._files, fd, line + snapshot.data, 0)
-        finally:
-            self._files.close(fd)
-        self._files.rename(fresh, path)
+        replace_file(self._files, self._path(name), line + snapshot.data, sync=None)
         self._log.debug("snapshot_saved", name=name, seq=snapshot.seq, bytes=len(snapshot.data))
 
     def _place(self, seq: int, position: Head, repair: str | None, *, at: _Place | None = None) -> _Place | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from ..protocol import (
@@ -25,6 +24,7 @@ from ..protocol import (
     SessionHalted,
     StorageRejected,
     StorageUnavailable,
+    crc32,
 )
 from ._clock import SystemClock, rfc3339
 from ._logging import get_logger
@@ -179,7 +179,7 @@ class SqliteEventStore(EventStore):
                 " WHERE session = ? AND name = ? AND event.seq = snapshot.seq AND event.crc = event_crc",
                 (row.key, name),
             ).fetchone()
-        if found is None or not isinstance(found[1], bytes) or zlib.crc32(found[1]) != found[2]:
+        if found is None or not isinstance(found[1], bytes) or crc32(found[1]) != found[2]:
             return None
         return Snapshot(found[0], found[1])
 
@@ -191,7 +191,7 @@ class SqliteEventStore(EventStore):
                 "INSERT OR REPLACE INTO snapshot"
                 " SELECT key, ?, seq, crc, ?, ? FROM session JOIN event ON session = key"
                 " WHERE session.id = ? AND seq = ?",
-                (name, snapshot.data, zlib.crc32(snapshot.data), session_id, snapshot.seq),
+                (name, snapshot.data, crc32(snapshot.data), session_id, snapshot.seq),
             )
             self._database.commit(connection)
 

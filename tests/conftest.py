@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, settings
 
 import logmark
 from logmark import _runtime
+from logmark.cli import main
 from logmark.storage import FileEventStore
-from logmark.testing import CapturedLogs, PostgresServer, capture_logs
+from logmark.testing import CapturedLogs, CommandRun, PostgresServer, capture_logs
 
 # A failing comparison in a conformance class is shown with its values, as one in a test file is.
 pytest.register_assert_rewrite(
@@ -76,6 +77,18 @@ def logs() -> Iterator[CapturedLogs]:
     """Logmark's log events during the test."""
     with capture_logs() as captured:
         yield captured
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandRun]:
+    """Run the command line in this process: ``run("ls", "--json")``."""
+
+    def run(*arguments: object) -> CommandRun:
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return CommandRun(code, captured.out, captured.err)
+
+    return run
 
 
 class Planned(Exception):

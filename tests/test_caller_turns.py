@@ -384,22 +384,22 @@ def test_the_callers_of_a_batch_do_not_wait_for_the_sync_of_the_next(tmp_path: P
     """Their answers are put off until the next batch is on its way to the disk, and no longer."""
     files = SlowSecondSync()
     store = FileEventStore(tmp_path, files=files)
-    append, futures = store.append, list[Future[int]]()
+    append, later = store.append, list[Future[int]]()
 
     def append_and_submit(batches: Sequence[SessionBatch]) -> list[BatchResult]:
-        if len(futures) == 1:
-            futures.extend(session.submit("x", n) for n in range(5))
+        if not later:
+            later.extend(session.submit("x", n) for n in range(5))
         return append(batches)
 
     store.append = append_and_submit  # type: ignore[method-assign]
     with logmark.Runtime(store) as runtime:
         session = runtime.session("s")
-        futures.append(session.submit("x", "first"))
+        first = session.submit("x", "first")
         assert files.began.wait(SOON)
-        assert futures[0].result(SOON) == 1
-        assert not any(future.done() for future in futures[1:])
+        assert first.result(SOON) == 1
+        assert not any(future.done() for future in later)
         files.through.set()
-        assert [future.result(SOON) for future in futures] == [1, 2, 3, 4, 5, 6]
+        assert [future.result(SOON) for future in later] == [2, 3, 4, 5, 6]
 
 
 def test_the_callers_of_a_batch_do_not_wait_for_the_lock_of_the_next(store: SeenStore, tmp_path: Path) -> None:

@@ -3,48 +3,22 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 import logmark
-from logmark.cli import main
+from logmark.testing import CommandRun
 
 DATA = Path(__file__).parent / "data"
 WIRE = DATA / "arcp-wire.jsonl"
 RECORDS = [json.loads(line) for line in WIRE.read_text(encoding="utf-8").splitlines()]
 COUNTABLE = ("job.event", "job.result", "job.error")
 FRAMES = [record["frame"] for record in RECORDS if record["dir"] == "s2c" and record["frame"]["type"] in COUNTABLE]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
-    """Run the command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    yield run
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -54,7 +28,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
-def summary_of(run: Callable[..., Ran], *files: object, code: int = 0) -> dict[str, Any]:
+def summary_of(run: Callable[..., CommandRun], *files: object, code: int = 0) -> dict[str, Any]:
     ran = run("ingest", "--json", *files)
     assert ran.code == code, ran.err
     (summary,) = ran.objects
@@ -97,7 +71,9 @@ def test_the_wire_log_holds_what_its_description_says() -> None:
     assert len(first_frames()) == 9
 
 
-def test_every_event_of_the_wire_log_is_numbered_from_one_in_its_session(run: Callable[..., Ran], store: Path) -> None:
+def test_every_event_of_the_wire_log_is_numbered_from_one_in_its_session(
+    run: Callable[..., CommandRun], store: Path
+) -> None:
     summary = summary_of(run, WIRE)
     found = stored(store)
 
@@ -118,7 +94,7 @@ def test_every_event_of_the_wire_log_is_numbered_from_one_in_its_session(run: Ca
     }
 
 
-def test_control_and_client_frames_are_counted_and_not_stored(run: Callable[..., Ran], store: Path) -> None:
+def test_control_and_client_frames_are_counted_and_not_stored(run: Callable[..., CommandRun], store: Path) -> None:
     summary = summary_of(run, WIRE)
 
     assert summary["client"] == sum(record["dir"] == "c2s" for record in RECORDS)
@@ -126,7 +102,7 @@ def test_control_and_client_frames_are_counted_and_not_stored(run: Callable[...,
     assert {each.type for events in stored(store).values() for each in events} <= set(COUNTABLE)
 
 
-def test_a_second_ingest_adds_nothing(run: Callable[..., Ran], store: Path) -> None:
+def test_a_second_ingest_adds_nothing(run: Callable[..., CommandRun], store: Path) -> None:
     """Row 40: ids are idempotent, also over a restart."""
     inputs = (WIRE, DATA / "meerkat" / "0.7.5", DATA / "meerkat" / "0.8.10")
     first = summary_of(run, *inputs)
@@ -138,7 +114,7 @@ def test_a_second_ingest_adds_nothing(run: Callable[..., Ran], store: Path) -> N
     assert second["repeated"] == first["stored"] + first["repeated"]
 
 
-def test_bare_envelopes_are_ingested_like_records(run: Callable[..., Ran], store: Path, tmp_path: Path) -> None:
+def test_bare_envelopes_are_ingested_like_records(run: Callable[..., CommandRun], store: Path, tmp_path: Path) -> None:
     bare = write_lines(tmp_path / "bare.jsonl", *FRAMES)
     summary_of(run, bare)
     from_bare = stored(store)
@@ -151,7 +127,7 @@ def test_bare_envelopes_are_ingested_like_records(run: Callable[..., Ran], store
 @pytest.mark.parametrize("form", [".", "events", "file"])
 @pytest.mark.parametrize("version", ["0.7.5", "0.8.10"])
 def test_an_event_store_comes_back_unchanged_from_view(
-    run: Callable[..., Ran], store: Path, version: str, form: str
+    run: Callable[..., CommandRun], store: Path, version: str, form: str
 ) -> None:
     """Row 19: source identity, producer numbers, times and bodies."""
     (path,) = (DATA / "meerkat" / version / "events").glob("*.jsonl")
@@ -171,7 +147,7 @@ def test_an_event_store_comes_back_unchanged_from_view(
     assert summary_of(run, path)["stored"] == 0
 
 
-def test_what_view_prints_can_be_ingested(run: Callable[..., Ran], store: Path, tmp_path: Path) -> None:
+def test_what_view_prints_can_be_ingested(run: Callable[..., CommandRun], store: Path, tmp_path: Path) -> None:
     run("ingest", WIRE, DATA / "meerkat" / "0.8.10")
     original = stored(store)
     copy = tmp_path / "copy.jsonl"
@@ -183,7 +159,7 @@ def test_what_view_prints_can_be_ingested(run: Callable[..., Ran], store: Path, 
 
 
 def test_malformed_lines_are_reported_by_number_and_the_rest_is_ingested(
-    run: Callable[..., Ran], store: Path, tmp_path: Path
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
 ) -> None:
     """Row 48: one bad item does not discard the others."""
     path = write_lines(
@@ -214,7 +190,7 @@ def test_malformed_lines_are_reported_by_number_and_the_rest_is_ingested(
     ids=["jump", "repetition"],
 )
 def test_a_gap_in_the_foreign_numbers_is_found(
-    run: Callable[..., Ran], store: Path, tmp_path: Path, numbers: tuple[int, ...], expected: str | None
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path, numbers: tuple[int, ...], expected: str | None
 ) -> None:
     ran = run("ingest", write_lines(tmp_path / "wire.jsonl", *map(event, numbers)))
 
@@ -223,7 +199,9 @@ def test_a_gap_in_the_foreign_numbers_is_found(
     assert len(stored(store)["s"]) == len(set(numbers))
 
 
-def test_rows_that_an_event_store_has_lost_are_found(run: Callable[..., Ran], store: Path, tmp_path: Path) -> None:
+def test_rows_that_an_event_store_has_lost_are_found(
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
+) -> None:
     """Row 33: its sequence file says that they were there."""
     shutil.copytree(DATA / "meerkat" / "0.8.10" / "events", tmp_path / "events")
     (path,) = (tmp_path / "events").glob("*.jsonl")
@@ -238,7 +216,7 @@ def test_rows_that_an_event_store_has_lost_are_found(run: Callable[..., Ran], st
 
 
 def test_a_torn_last_row_is_malformed_and_the_rows_before_it_are_kept(
-    run: Callable[..., Ran], store: Path, tmp_path: Path
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
 ) -> None:
     """Row 28, in a foreign log."""
     source = next((DATA / "meerkat" / "0.7.5" / "events").glob("*.jsonl"))
@@ -253,7 +231,7 @@ def test_a_torn_last_row_is_malformed_and_the_rows_before_it_are_kept(
 
 
 def test_a_missing_file_is_an_error_before_a_store_is_made(
-    run: Callable[..., Ran], store: Path, tmp_path: Path
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
 ) -> None:
     ran = run("ingest", WIRE, tmp_path / "missing.jsonl")
 
@@ -262,7 +240,9 @@ def test_a_missing_file_is_an_error_before_a_store_is_made(
     assert not store.exists()
 
 
-def test_a_halted_session_refuses_and_the_others_go_on(run: Callable[..., Ran], store: Path, tmp_path: Path) -> None:
+def test_a_halted_session_refuses_and_the_others_go_on(
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
+) -> None:
     """Row 20: a halt blocks that session only."""
     with logmark.open(str(store)) as runtime:
         runtime.session("s").append("note", id="id-0")
@@ -277,7 +257,7 @@ def test_a_halted_session_refuses_and_the_others_go_on(run: Callable[..., Ran], 
     assert (ran.objects[0]["stored"], ran.objects[0]["refused"]) == (2, 2)
 
 
-def test_the_summary_is_for_a_person_unless_it_is_asked_as_json(run: Callable[..., Ran], store: Path) -> None:
+def test_the_summary_is_for_a_person_unless_it_is_asked_as_json(run: Callable[..., CommandRun], store: Path) -> None:
     ran = run("ingest", WIRE)
     lines = [line.split(maxsplit=1) for line in ran.out.splitlines()]
 
@@ -287,7 +267,9 @@ def test_the_summary_is_for_a_person_unless_it_is_asked_as_json(run: Callable[..
     assert ran.err == ""
 
 
-def test_two_inputs_with_one_event_each_store_it_once(run: Callable[..., Ran], store: Path, tmp_path: Path) -> None:
+def test_two_inputs_with_one_event_each_store_it_once(
+    run: Callable[..., CommandRun], store: Path, tmp_path: Path
+) -> None:
     first = write_lines(tmp_path / "first.jsonl", event(1), event(2))
     second = write_lines(tmp_path / "second.jsonl", event(2, payload="other"), event(3))
 

@@ -5,43 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 import logmark
-from logmark.cli import main
 from logmark.cli._text import cut, pad, printable, table, width_of
+from logmark.testing import CommandRun
 
 DATA = Path(__file__).parent / "data"
 INPUTS = (DATA / "arcp-wire.jsonl", DATA / "meerkat" / "0.7.5", DATA / "meerkat" / "0.8.10")
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
-    """Run the command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    yield run
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -52,7 +27,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def filled(store: Path, run: Callable[..., Ran]) -> Path:
+def filled(store: Path, run: Callable[..., CommandRun]) -> Path:
     """Fill the store with both data sets."""
     assert run("ingest", *INPUTS).code == 0
     return store
@@ -102,7 +77,7 @@ def damage_row(store: Path, seq: int) -> None:
 # -- ls and info ------------------------------------------------------------------------------------------------------
 
 
-def test_ls_equals_a_recount(filled: Path, run: Callable[..., Ran]) -> None:
+def test_ls_equals_a_recount(filled: Path, run: Callable[..., CommandRun]) -> None:
     rows = rows_on_disk(filled)
     listed = run("ls", "--json").objects
 
@@ -115,7 +90,7 @@ def test_ls_equals_a_recount(filled: Path, run: Callable[..., Ran]) -> None:
         assert each["jobs"] == recounted_jobs(found)
 
 
-def test_ls_prints_a_table(filled: Path, run: Callable[..., Ran]) -> None:
+def test_ls_prints_a_table(filled: Path, run: Callable[..., CommandRun]) -> None:
     header, *lines = [line.split() for line in run("ls", "-l").out.splitlines()]
 
     assert header == ["SESSION", "FIRST_SEQ", "LAST_SEQ", "COUNT", "JOBS", "STATE"]
@@ -123,7 +98,7 @@ def test_ls_prints_a_table(filled: Path, run: Callable[..., Ran]) -> None:
     assert len(lines) == 11
 
 
-def test_info_equals_a_recount(filled: Path, run: Callable[..., Ran]) -> None:
+def test_info_equals_a_recount(filled: Path, run: Callable[..., CommandRun]) -> None:
     for session_id, rows in rows_on_disk(filled).items():
         (info,) = run("info", session_id, "--json").objects
 
@@ -133,7 +108,7 @@ def test_info_equals_a_recount(filled: Path, run: Callable[..., Ran]) -> None:
         assert info["halted"] is None
 
 
-def test_info_agrees_with_the_marks_of_the_library(filled: Path, run: Callable[..., Ran]) -> None:
+def test_info_agrees_with_the_marks_of_the_library(filled: Path, run: Callable[..., CommandRun]) -> None:
     with logmark.open(str(filled)) as runtime:
         marks = {
             info.session_id: [dataclasses.asdict(mark) for mark in runtime.session(info.session_id).jobs()]
@@ -145,7 +120,7 @@ def test_info_agrees_with_the_marks_of_the_library(filled: Path, run: Callable[.
         assert run("info", session_id, "--json").objects[0]["jobs"] == expected
 
 
-def test_a_reservation_is_not_counted(store: Path, run: Callable[..., Ran]) -> None:
+def test_a_reservation_is_not_counted(store: Path, run: Callable[..., CommandRun]) -> None:
     """Row 8: numbers that were reserved are no events."""
     fill(store, "a", "b")
     with logmark.open(str(store)) as runtime:
@@ -158,7 +133,7 @@ def test_a_reservation_is_not_counted(store: Path, run: Callable[..., Ran]) -> N
     assert (row["last_seq"], row["next_seq"], row["count"]) == (11, 12, 3)
 
 
-def test_info_prints_the_jobs_as_a_table(filled: Path, run: Callable[..., Ran]) -> None:
+def test_info_prints_the_jobs_as_a_table(filled: Path, run: Callable[..., CommandRun]) -> None:
     ran = run("info", "sess_01M7XQ51823X7AXQJEQ40E133C")
     lines = [line.split() for line in ran.out.splitlines()]
 
@@ -170,7 +145,7 @@ def test_info_prints_the_jobs_as_a_table(filled: Path, run: Callable[..., Ran]) 
 # -- view -------------------------------------------------------------------------------------------------------------
 
 
-def test_view_prints_number_time_type_job_and_payload(filled: Path, run: Callable[..., Ran]) -> None:
+def test_view_prints_number_time_type_job_and_payload(filled: Path, run: Callable[..., CommandRun]) -> None:
     for session_id, rows in rows_on_disk(filled).items():
         lines = run("view", session_id).out.splitlines()
 
@@ -182,7 +157,7 @@ def test_view_prints_number_time_type_job_and_payload(filled: Path, run: Callabl
             assert json.loads(payload) == row["payload"]
 
 
-def test_view_as_json_has_every_field_of_an_event(store: Path, run: Callable[..., Ran]) -> None:
+def test_view_as_json_has_every_field_of_an_event(store: Path, run: Callable[..., CommandRun]) -> None:
     fill(
         store,
         {"text": "hi"},
@@ -226,7 +201,7 @@ def test_view_as_json_has_every_field_of_an_event(store: Path, run: Callable[...
     ],
 )
 def test_view_starts_where_it_is_told_and_shows_the_job_it_is_told(
-    store: Path, run: Callable[..., Ran], arguments: tuple[object, ...], expected: list[int]
+    store: Path, run: Callable[..., CommandRun], arguments: tuple[object, ...], expected: list[int]
 ) -> None:
     """Row 16: from a number on, itself included."""
     for number in range(1, 7):
@@ -235,7 +210,7 @@ def test_view_starts_where_it_is_told_and_shows_the_job_it_is_told(
     assert [each["event_seq"] for each in run("view", "s", "--json", *arguments).objects] == expected
 
 
-def test_view_refuses_a_number_that_the_log_has_not_reached(store: Path, run: Callable[..., Ran]) -> None:
+def test_view_refuses_a_number_that_the_log_has_not_reached(store: Path, run: Callable[..., CommandRun]) -> None:
     """Row 58: nothing there is not the same as nothing new."""
     fill(store, 1)
     ran = run("view", "s", "--from", 3)
@@ -244,7 +219,7 @@ def test_view_refuses_a_number_that_the_log_has_not_reached(store: Path, run: Ca
     assert "position 2 is beyond the log, whose last_seq is 1" in ran.err
 
 
-def test_view_keeps_control_characters_off_the_terminal(store: Path, run: Callable[..., Ran]) -> None:
+def test_view_keeps_control_characters_off_the_terminal(store: Path, run: Callable[..., CommandRun]) -> None:
     nasty = "\x1b[2J\x9b31m\x00\r\n\u202e\u2028\x7f"
     fill(store, nasty, session_id=nasty, job_id=nasty)
     with logmark.open(str(store)) as runtime:
@@ -260,7 +235,7 @@ def test_view_keeps_control_characters_off_the_terminal(store: Path, run: Callab
     assert json.loads(payload) == nasty
 
 
-def test_output_into_a_pipe_has_no_colours(filled: Path, run: Callable[..., Ran]) -> None:
+def test_output_into_a_pipe_has_no_colours(filled: Path, run: Callable[..., CommandRun]) -> None:
     (session_id, *_) = rows_on_disk(filled)
 
     for arguments in (("ls", "-l"), ("info", session_id), ("view", session_id), ("verify",), ("ingest", *INPUTS)):
@@ -270,7 +245,7 @@ def test_output_into_a_pipe_has_no_colours(filled: Path, run: Callable[..., Ran]
 # -- halted and damaged sessions --------------------------------------------------------------------------------------
 
 
-def test_a_halted_session_is_shown_as_halted_and_viewed_on_request(store: Path, run: Callable[..., Ran]) -> None:
+def test_a_halted_session_is_shown_as_halted_and_viewed_on_request(store: Path, run: Callable[..., CommandRun]) -> None:
     """Rows 20 and 21: a halt can be inspected, and blocks replay."""
     fill(store, 1, 2, job_id="j")
     fill(store, 1, session_id="other")
@@ -288,7 +263,7 @@ def test_a_halted_session_is_shown_as_halted_and_viewed_on_request(store: Path, 
     assert [run("view", "other").code, run("verify", "other").code, run("verify").code] == [0, 0, 1]
 
 
-def test_damage_is_found_and_located_and_the_good_prefix_shown(store: Path, run: Callable[..., Ran]) -> None:
+def test_damage_is_found_and_located_and_the_good_prefix_shown(store: Path, run: Callable[..., CommandRun]) -> None:
     """Row 32: interior corruption is detected and located."""
     fill(store, "a", "b", "c", "d")
     damage_row(store, 3)
@@ -311,7 +286,7 @@ def test_damage_is_found_and_located_and_the_good_prefix_shown(store: Path, run:
     assert (informed.code, informed.objects[0]["count"]) == (1, 2)
 
 
-def test_one_damaged_session_does_not_hide_the_others_from_ls(store: Path, run: Callable[..., Ran]) -> None:
+def test_one_damaged_session_does_not_hide_the_others_from_ls(store: Path, run: Callable[..., CommandRun]) -> None:
     fill(store, "a", "b", "c")
     (segment,) = store.glob("sessions/*/*.jsonl")
     segment.write_bytes(b"".join(segment.read_bytes().splitlines(keepends=True)[:2]))  # rows 2 and 3 are lost
@@ -326,7 +301,7 @@ def test_one_damaged_session_does_not_hide_the_others_from_ls(store: Path, run: 
     assert "error: session 's'" in run("ls").out
 
 
-def test_what_the_next_append_mends_is_a_note(store: Path, run: Callable[..., Ran]) -> None:
+def test_what_the_next_append_mends_is_a_note(store: Path, run: Callable[..., CommandRun]) -> None:
     """Row 28: a torn tail is no damage."""
     fill(store, "a", "b")
     (segment,) = store.glob("sessions/*/*.jsonl")
@@ -343,7 +318,7 @@ def test_what_the_next_append_mends_is_a_note(store: Path, run: Callable[..., Ra
     assert segment.read_bytes() == before
 
 
-def test_verify_reads_the_sessions_that_are_named_and_no_other(store: Path, run: Callable[..., Ran]) -> None:
+def test_verify_reads_the_sessions_that_are_named_and_no_other(store: Path, run: Callable[..., CommandRun]) -> None:
     fill(store, "a", "b", session_id="bad")
     damage_row(store, 1)
     for session_id in ("good", "better"):
@@ -358,7 +333,7 @@ def test_verify_reads_the_sessions_that_are_named_and_no_other(store: Path, run:
 
 
 def test_a_session_that_cannot_be_read_is_reported_as_io(
-    store: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    store: Path, run: Callable[..., CommandRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(store, "a", session_id="a")
     fill(store, "b", session_id="b")
@@ -387,7 +362,7 @@ def test_a_session_that_cannot_be_read_is_reported_as_io(
     "arguments", [("ls",), ("info", "s"), ("view", "s"), ("view", "s", "--follow"), ("verify",), ("verify", "s")]
 )
 def test_reading_a_store_that_is_not_there_fails_and_makes_none(
-    store: Path, run: Callable[..., Ran], arguments: tuple[str, ...]
+    store: Path, run: Callable[..., CommandRun], arguments: tuple[str, ...]
 ) -> None:
     ran = run(*arguments)
 
@@ -398,7 +373,7 @@ def test_reading_a_store_that_is_not_there_fails_and_makes_none(
 
 @pytest.mark.parametrize("arguments", [("info", "misspelt"), ("view", "misspelt"), ("verify", "s", "misspelt")])
 def test_a_session_that_is_not_there_is_an_error_and_not_an_empty_answer(
-    store: Path, run: Callable[..., Ran], arguments: tuple[str, ...]
+    store: Path, run: Callable[..., CommandRun], arguments: tuple[str, ...]
 ) -> None:
     """Row 61: never an empty success."""
     fill(store, "a")
@@ -410,7 +385,7 @@ def test_a_session_that_is_not_there_is_an_error_and_not_an_empty_answer(
 
 
 def test_the_store_is_named_by_option_then_environment_then_default(
-    tmp_path: Path, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Callable[..., CommandRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("by-option", "by-environment", "logmark-data"):
         fill(tmp_path / name, 1, session_id=name)
@@ -447,7 +422,7 @@ def test_the_store_is_named_by_option_then_environment_then_default(
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(
-    store: Path, run: Callable[..., Ran], arguments: tuple[str, ...]
+    store: Path, run: Callable[..., CommandRun], arguments: tuple[str, ...]
 ) -> None:
     fill(store, 1)
     ran = run(*arguments)
@@ -457,7 +432,7 @@ def test_a_wrong_command_line_is_a_usage_error(
 
 
 @pytest.mark.parametrize("command", ["ingest", "ls", "info", "view", "verify"])
-def test_every_command_explains_itself_with_an_example(run: Callable[..., Ran], command: str) -> None:
+def test_every_command_explains_itself_with_an_example(run: Callable[..., CommandRun], command: str) -> None:
     ran = run(command, "--help")
 
     assert (ran.code, ran.err) == (0, "")
@@ -466,7 +441,7 @@ def test_every_command_explains_itself_with_an_example(run: Callable[..., Ran], 
     assert max(map(len, ran.out.splitlines())) <= 100
 
 
-def test_the_help_lists_the_commands_and_the_exit_codes(run: Callable[..., Ran]) -> None:
+def test_the_help_lists_the_commands_and_the_exit_codes(run: Callable[..., CommandRun]) -> None:
     ran = run("--help")
 
     assert ran.code == 0
@@ -478,7 +453,7 @@ def test_the_help_lists_the_commands_and_the_exit_codes(run: Callable[..., Ran])
 # -- logs -------------------------------------------------------------------------------------------------------------
 
 
-def test_log_events_go_to_standard_error_when_asked_for(store: Path, run: Callable[..., Ran]) -> None:
+def test_log_events_go_to_standard_error_when_asked_for(store: Path, run: Callable[..., CommandRun]) -> None:
     quiet = run("ingest", INPUTS[0])
     plain = run("ls", "--log-level", "info")
     as_json = run("--log-level", "info", "ls", "--log-json", "--json")
@@ -490,7 +465,7 @@ def test_log_events_go_to_standard_error_when_asked_for(store: Path, run: Callab
     assert len(as_json.objects) == 9
 
 
-def test_warnings_are_shown_without_being_asked_for(store: Path, run: Callable[..., Ran]) -> None:
+def test_warnings_are_shown_without_being_asked_for(store: Path, run: Callable[..., CommandRun]) -> None:
     fill(store, "a", session_id="\x1b[31m")
     (segment,) = store.glob("sessions/*/*.jsonl")
     with segment.open("ab") as file:

@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import pty
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 import logmark
-from logmark.cli import main
 from logmark.cli._copy_sessions import Copier
 from logmark.errors import StorageUnavailable
 from logmark.storage import EventStore, MemoryEventStore, open_store
 from logmark.storage._sqlite import SqliteEventStore
-from logmark.testing import eventually
+from logmark.testing import CommandRun, eventually
 from logmark.testing.conformance import ODD_SESSION_IDS, append_events, make_event, make_events
 
 ENGINES = ("file", "sqlite")
 SOON_S = 60.0
 
 State = dict[str, tuple[tuple[int, int, int], list[tuple[int | None, bytes | None, bytes]]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
-    """Run the command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    yield run
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -98,7 +70,7 @@ def state_of(url: str) -> State:
 @pytest.mark.parametrize("source", ENGINES)
 @pytest.mark.parametrize("target", ENGINES)
 def test_everything_arrives_under_its_own_number(
-    run: Callable[..., Ran], place: Callable[[str, str], str], source: str, target: str
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], source: str, target: str
 ) -> None:
     one, two = place(source, "one"), place(target, "two")
     fill(one)
@@ -118,7 +90,7 @@ def test_everything_arrives_under_its_own_number(
 
 
 def test_a_copy_goes_on_where_it_was_interrupted(
-    run: Callable[..., Ran], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At every commit in turn: the store fails, and the next run completes what is there."""
     one = place("file", "one")
@@ -143,7 +115,9 @@ def test_a_copy_goes_on_where_it_was_interrupted(
         assert state_of(two) == state_of(one)
 
 
-def test_a_killed_copy_is_completed_by_the_next(run: Callable[..., Ran], place: Callable[[str, str], str]) -> None:
+def test_a_killed_copy_is_completed_by_the_next(
+    run: Callable[..., CommandRun], place: Callable[[str, str], str]
+) -> None:
     one, two = place("sqlite", "one"), place("file", "two")
     fill(one)
     copying = subprocess.Popen([sys.executable, "-m", "logmark", "copy", one, two], stderr=subprocess.PIPE)
@@ -159,7 +133,7 @@ def test_a_killed_copy_is_completed_by_the_next(run: Callable[..., Ran], place: 
 
 
 def test_ctrl_c_finishes_the_commit_and_says_how_to_go_on(
-    run: Callable[..., Ran], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     fill(one)
@@ -206,7 +180,7 @@ def _a_reservation(store: EventStore) -> None:
 
 @pytest.mark.parametrize("prepare", [_another_text, _another_id, _another_number, _one_more, _a_reservation])
 def test_a_destination_with_other_content_is_refused_untouched(
-    run: Callable[..., Ran], place: Callable[[str, str], str], prepare: Callable[[EventStore], None]
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], prepare: Callable[[EventStore], None]
 ) -> None:
     one, two = place("sqlite", "one"), place("file", "two")
     source, target = open_store(one), open_store(two)
@@ -224,7 +198,7 @@ def test_a_destination_with_other_content_is_refused_untouched(
 
 
 def test_sessions_that_the_source_does_not_have_are_left_alone(
-    run: Callable[..., Ran], place: Callable[[str, str], str]
+    run: Callable[..., CommandRun], place: Callable[[str, str], str]
 ) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     for url, name in ((one, "mine"), (two, "theirs")):
@@ -236,7 +210,7 @@ def test_sessions_that_the_source_does_not_have_are_left_alone(
 
 
 def test_a_halted_session_is_not_copied_and_stops_no_other(
-    run: Callable[..., Ran], place: Callable[[str, str], str]
+    run: Callable[..., CommandRun], place: Callable[[str, str], str]
 ) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     store = open_store(one)
@@ -254,7 +228,7 @@ def test_a_halted_session_is_not_copied_and_stops_no_other(
 
 
 def test_what_is_appended_meanwhile_is_left_for_the_next_run(
-    run: Callable[..., Ran], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     source = open_store(one)
@@ -276,7 +250,7 @@ def test_what_is_appended_meanwhile_is_left_for_the_next_run(
 
 @pytest.mark.parametrize("lie", ["payload", "missing", "id"])
 def test_a_destination_that_keeps_something_else_is_found_out(
-    run: Callable[..., Ran], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch, lie: str
+    run: Callable[..., CommandRun], place: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     """The copy is read back: what the destination answers is not taken for what it holds."""
     one, two = place("file", "one"), place("sqlite", "two")
@@ -304,7 +278,9 @@ def test_a_destination_that_keeps_something_else_is_found_out(
     assert "0 sessions of 1 complete" in done.out
 
 
-def test_what_cannot_be_copied_is_a_usage_error(run: Callable[..., Ran], place: Callable[[str, str], str]) -> None:
+def test_what_cannot_be_copied_is_a_usage_error(
+    run: Callable[..., CommandRun], place: Callable[[str, str], str]
+) -> None:
     one, two = place("file", "one"), place("sqlite", "two")
     assert run("copy", one, two).code == 3
     fill(one)

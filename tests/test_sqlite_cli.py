@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 import logmark
-from logmark.cli import main
 from logmark.errors import InvalidArgument
 from logmark.storage import open_store
+from logmark.testing import CommandRun
 
 DATA = Path(__file__).parent / "data"
 INPUTS = (DATA / "arcp-wire.jsonl", DATA / "meerkat" / "0.7.5", DATA / "meerkat" / "0.8.10")
-
-
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
-    """Run the command line in this process."""
-
-    def run(*arguments: object) -> Ran:
-        code = main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    yield run
-    structlog.reset_defaults()
 
 
 def without_times(text: str) -> Any:
@@ -48,7 +26,7 @@ def without_times(text: str) -> Any:
     return [{k: v for k, v in json.loads(line).items() if k not in {"elapsed_s", "ts"}} for line in text.splitlines()]
 
 
-def test_every_command_says_the_same_of_files_and_sqlite(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_every_command_says_the_same_of_files_and_sqlite(run: Callable[..., CommandRun], tmp_path: Path) -> None:
     urls = (f"file:{tmp_path / 'files'}", f"sqlite:{tmp_path / 'events.db'}")
     ingested = [run("ingest", *INPUTS, "--json", "--store", url) for url in urls]
     assert [each.code for each in ingested] == [0, 0]
@@ -74,7 +52,7 @@ def test_every_command_says_the_same_of_files_and_sqlite(run: Callable[..., Ran]
                 assert json.loads(mine).get("payload") == json.loads(theirs).get("payload")
 
 
-def test_damage_is_found_reported_and_repaired_by_the_commands(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_damage_is_found_reported_and_repaired_by_the_commands(run: Callable[..., CommandRun], tmp_path: Path) -> None:
     url = f"sqlite:{tmp_path / 'events.db'}"
     with logmark.open(url) as runtime:
         for name in ("a", "b"):
@@ -99,7 +77,7 @@ def test_damage_is_found_reported_and_repaired_by_the_commands(run: Callable[...
         assert runtime.session("a").append("x") == 6
 
 
-def test_a_store_that_is_not_there_is_not_made_by_looking(run: Callable[..., Ran], tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_is_not_made_by_looking(run: Callable[..., CommandRun], tmp_path: Path) -> None:
     for command in (["ls"], ["info", "s"], ["view", "s"], ["verify"], ["repair"]):
         assert run(*command, "--store", f"sqlite:{tmp_path / 'events.db'}").code == 3
     assert list(tmp_path.iterdir()) == []

@@ -298,11 +298,6 @@ class Session:
         except ActorDeadError:
             raise RuntimeClosed from None
 
-    @property
-    def is_active(self) -> bool:
-        """Say whether the session has an actor: it was appended to or subscribed to."""
-        return self._ref is not None
-
     # -- reading ------------------------------------------------------------------------------------------------
 
     @property

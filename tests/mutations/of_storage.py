@@ -51,8 +51,8 @@ OF_STORAGE = (
     Safeguard(
         "sync of a new segment",
         "storage/_files.py",
-        "        write_all(files, fd, data, 0)\n        sync(fd)\n",
-        "        write_all(files, fd, data, 0)\n",
+        "        if sync is not None:\n            sync(fd)\n",
+        "",
         (ORDER, CRASHES),
     ),
     Safeguard(
@@ -166,8 +166,8 @@ OF_STORAGE = (
     Safeguard(
         "a halt is synced",
         HALT,
-        "            self._files.sync(fd)\n        finally:\n",
-        "        finally:\n",
+        'fresh=self._path + ".new", sync=self._files.sync)',
+        'fresh=self._path + ".new", sync=None)',
         (MENDING,),
     ),
     Safeguard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def obey(ctx: AgentContext, input: Any) -> None:
 def hang(ctx: AgentContext, input: Any) -> str:
     """Hear nothing."""
     ctx.log("info", "ready")
-    time.sleep(input.get("seconds", 3) if isinstance(input, dict) else 3)
+    threading.Event().wait(input.get("seconds", 3) if isinstance(input, dict) else 3)
     return "much later"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
@@ -187,6 +186,8 @@ class Copier:
     def _compare(self, session: Copied, first: int, last: int) -> Iterator[int]:
         if first > last:
             return
+        from ..storage import event_checksum
+
         session_id = session.session_id
         ours = self._source.read(session_id, from_seq=first, through_seq=last)
         theirs = self._target.read(session_id, from_seq=first, through_seq=last)
@@ -195,7 +196,7 @@ class Copier:
             if reason is not None:
                 seq = min(_seq(event) for event in (mine, other) if event is not None)
                 raise CopyDiffers(session_id=session_id, event_seq=seq, reason=reason)
-            session.checksum = _checksum(session.checksum, mine)
+            session.checksum = event_checksum(session.checksum, _seq(mine), mine.head_json or b"", mine.payload_json)
             session.verified += 1
             yield 1
 
@@ -211,11 +212,6 @@ def _difference(mine: RawEnvelope | None, other: RawEnvelope | None) -> str | No
     if (mine.head_json, mine.payload_json) != (other.head_json, other.payload_json):
         return "the destination has other content under the same id"
     return None
-
-
-def _checksum(before: int, event: RawEnvelope) -> int:
-    head = event.head_json or b""
-    return zlib.crc32(event.payload_json, zlib.crc32(head, zlib.crc32(b"%d,%d," % (_seq(event), len(head)), before)))
 
 
 def _runs(events: Iterable[RawEnvelope]) -> Iterator[list[RawEnvelope]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ._agents import RecordingSink, job_spec, run_agent
 from ._arcp_probe import ArcpProbe, wire_faults
 from ._clock import ManualClock
+from ._command import CommandRun
 from ._events import encoded_event, request_of
 from ._faults import Crashed
 from ._faulty_files import FaultyFiles
@@ -23,6 +24,7 @@ __all__ = [
     "ActorHarness",
     "ArcpProbe",
     "CapturedLogs",
+    "CommandRun",
     "Crashed",
     "FaultyFiles",
     "FaultyProxy",

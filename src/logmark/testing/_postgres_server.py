@@ -135,11 +135,6 @@ class PostgresServer:
             else:
                 return
 
-    @property
-    def log_text(self) -> str:
-        """What the server has logged."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
-
     def url(self, *, schema: str = "logmark", port: int | None = None) -> str:
         """Return the URL of a store in this server: one for each schema.
 
