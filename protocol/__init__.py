@@ -45,6 +45,7 @@ from ._errors import (
 )
 from ._ids import check_session_id
 from ._jobs import JobMark, JobMarks, decode_marks, encode_marks
+from ._lifetime_errors import RecordChanged, SeqPruned, SessionDeleted, SessionSealed
 from ._limits import SEQ_MAX, Limits
 from ._row import (
     ROW_PREFIX,
@@ -106,11 +107,15 @@ __all__ = [
     "NotEncodable",
     "Overloaded",
     "RawEnvelope",
+    "RecordChanged",
     "RequestRefused",
     "RuntimeClosed",
     "SchemaMismatch",
+    "SeqPruned",
     "SequenceExhausted",
+    "SessionDeleted",
     "SessionHalted",
+    "SessionSealed",
     "StorageRejected",
     "StorageUnavailable",
     "SubscriptionClosed",

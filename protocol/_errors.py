@@ -21,6 +21,8 @@
     │   │   ├── SessionHalted                      the session refuses until it is repaired
     │   │   ├── LogCorrupt                         acknowledged data is damaged or missing
     │   │   ├── SchemaMismatch                     a row of another schema version
+    │   │   ├── SessionSealed                      the session was closed for good
+    │   │   ├── SessionDeleted                     the session was deleted
     │   │   └── RuntimeClosed                      the runtime was closed
     │   └── AppendUncertain                        unknown whether it was written
     ├── StorageUnavailable         (OSError)       the store cannot be opened or read
@@ -28,6 +30,8 @@
     ├── NotControl                 (ValueError)    a countable type was sent as control
     ├── CursorAhead                (ValueError)    a position beyond the log
     ├── ForeignCursor              (ValueError)    a position of another session
+    ├── SeqPruned                                  a position before the first event that is kept
+    ├── RecordChanged                              a record has another version than was to be replaced
     ├── WaitTimeout                (TimeoutError)  what was waited for did not come
     ├── SubscriptionClosed                         the subscription has ended
     ├── ForkedRuntime                              a runtime used in a forked child

@@ -16,6 +16,7 @@ from ..protocol import (
     EncodedEvent,
     SequenceExhausted,
     SessionHalted,
+    SessionSealed,
     WrongExpectedSeq,
     crc32,
 )
@@ -64,11 +65,14 @@ class SessionPlan:
         seq: number of its last event, as the transaction found it under its lock; 0: none.
         through: the high-water: last number that is used, by an event or by a reservation.
         halt: why it is halted, or None.
+        sealed: whether it takes no more events.
     """
 
-    __slots__ = ("_halt", "_known", "_pending", "first", "seq", "seq_found", "session_id", "through")
+    __slots__ = ("_halt", "_known", "_pending", "_sealed", "first", "seq", "seq_found", "session_id", "through")
 
-    def __init__(self, session_id: str, *, seq: int, through: int, halt: HaltRecord | None = None) -> None:
+    def __init__(
+        self, session_id: str, *, seq: int, through: int, halt: HaltRecord | None = None, sealed: bool = False
+    ) -> None:
         self.session_id = session_id
         self.seq_found = seq
         """Number of the last event before this transaction."""
@@ -79,6 +83,7 @@ class SessionPlan:
         self.through = through
         """The high-water after it: the value to store."""
         self._halt = halt
+        self._sealed = sealed
         self._known = IdIndex()
         self._pending: dict[str, int] = {}
 
@@ -119,6 +124,8 @@ class SessionPlan:
         settled = settle(self.session_id, request, self._known, self._pending)
         if settled is not None:
             return settled
+        if self._sealed:
+            return SessionSealed(session_id=self.session_id, last_seq=self.seq)
         if request.expected_seq is not None and request.expected_seq != self.seq:
             return WrongExpectedSeq(session_id=self.session_id, expected_seq=request.expected_seq, last_seq=self.seq)
         if self.through + len(request.events) > SEQ_MAX:

@@ -18,6 +18,7 @@ __all__ = [
     "EventStore",
     "Finding",
     "HaltRecord",
+    "Record",
     "SessionBatch",
     "SessionInfo",
     "Snapshot",
@@ -87,6 +88,9 @@ class SessionInfo:
         last_seq: number of the last durable event, 0 when there is none.
         next_seq: number that the next event will get: ``last_seq + 1``, or more after a reservation.
         first_seq: number of the first event that can be read, 0 when there is none.
+        first_available: the smallest number that a reader may ask for: 1, or more when events were pruned.
+        sealed: whether it takes no more events, for good.
+        deleted: whether it was deleted; then it has no events, and ``last_seq`` is the last number it had used.
         halted: why the session is halted, or None.
         damage: what is wrong with its log, or None; only ``Runtime.sessions`` sets it, where ``info`` would raise.
     """
@@ -95,6 +99,9 @@ class SessionInfo:
     last_seq: int
     next_seq: int
     first_seq: int = 0
+    first_available: int = 1
+    sealed: bool = False
+    deleted: bool = False
     halted: str | None = None
     damage: str | None = None
 
@@ -146,6 +153,19 @@ class Snapshot:
     data: bytes
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """Something small that is kept beside a session's log, as a cursor is.
+
+    Attributes:
+        data: its content, in its owner's encoding.
+        version: counts how often it was replaced, from 1.
+    """
+
+    data: bytes
+    version: int
+
+
 class EventStore(abc.ABC):
     """An append-only log of events per session. Every method is safe from any thread.
 
@@ -182,7 +202,8 @@ class EventStore(abc.ABC):
     ) -> Iterator[RawEnvelope]:
         """Yield the durable events from a number upwards, lazily, as of the call.
 
-        What lies before ``from_seq`` is not read. Numbers that were reserved and never used are not there.
+        What lies before ``from_seq`` is not read. Numbers that were reserved and never used are not there. Events that
+        are pruned while they are being read may still come, or ``SeqPruned`` does.
 
         Args:
             session_id: a session; one without events yields nothing.
@@ -192,6 +213,8 @@ class EventStore(abc.ABC):
 
         Raises:
             SessionHalted: the session is halted.
+            SeqPruned: ``from_seq`` is below ``SessionInfo.first_available``.
+            SessionDeleted: the session was deleted.
             LogCorrupt: at the damaged row, after the good ones before it.
             SchemaMismatch: at a row of another schema version.
         """
@@ -205,7 +228,10 @@ class EventStore(abc.ABC):
 
     @abc.abstractmethod
     def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
-        """Yield the durable events below a number (None: from the last) downwards, lazily; raises as ``read`` does."""
+        """Yield the durable events below a number (None: from the last) downwards, lazily; raises as ``read`` does.
+
+        It ends with the first event that is available.
+        """
 
     @abc.abstractmethod
     def info(self, session_id: str) -> SessionInfo:
@@ -257,9 +283,85 @@ class EventStore(abc.ABC):
             StorageUnavailable: the disk refused; the last one may still be there.
         """
 
+    def load_record(self, session_id: str, name: str) -> Record | None:
+        """Return a record of a session, or None when there is none of that name.
+
+        Raises:
+            LogCorrupt: it is there and cannot be trusted.
+            SessionDeleted: the session was deleted, and its records with it.
+        """
+        raise NotImplementedError
+
+    def save_record(self, session_id: str, name: str, data: bytes | None, *, version: int) -> int:
+        """Replace a record, durably, unless somebody else has done so since it was loaded.
+
+        Records do not touch the log: a halted or sealed session keeps its readers, and no append waits for one. The
+        session need not have events.
+
+        Args:
+            session_id: the session.
+            name: non-empty text of at most 200 UTF-8 bytes.
+            data: its new content; None removes it.
+            version: the version that it has, 0 when it is not there yet.
+
+        Returns:
+            its new version, 0 when it was removed.
+
+        Raises:
+            RecordChanged: it has another version.
+            SessionDeleted: the session was deleted.
+            LockTimeout, StorageUnavailable: it could not be saved; the last one is still there.
+        """
+        raise NotImplementedError
+
+    def records(self, session_id: str) -> dict[str, Record]:
+        """Return all records of a session by name, in the order of their names; raises as ``load_record`` does."""
+        raise NotImplementedError
+
+    def truncate_before(self, session_id: str, seq: int) -> int:
+        """Remove the events below a number, durably, and return the first number that is available from now on.
+
+        Numbering goes on as if they were there. A retry of an id that was removed is a new event. A second call with
+        the same or a lower number changes nothing.
+
+        Args:
+            session_id: the session; one that was never written to is left alone.
+            seq: the first number to keep; that of the next event (``next_seq``) removes all there are.
+
+        Raises:
+            CursorAhead: ``seq`` is beyond the number that comes next.
+            SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: nothing was removed.
+            StorageUnavailable: the disk refused; done or not, the next call settles it.
+        """
+        raise NotImplementedError
+
+    def seal(self, session_id: str) -> int:
+        """Refuse further events for good, durably, and return ``last_seq``; a second call changes nothing.
+
+        A retry of an event that is there is still answered with its number. A session without events can be sealed.
+
+        Raises:
+            SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: it is not sealed.
+            StorageUnavailable: the disk refused; done or not, the next call settles it.
+        """
+        raise NotImplementedError
+
+    def delete(self, session_id: str) -> None:
+        """Remove a session with all that is kept of it, halted or damaged or not; a second call changes nothing.
+
+        What remains is a tombstone with the last number that was used. From then on appends are answered with
+        ``SessionDeleted``, and reading raises it. ``sessions`` does not name it any more; ``info`` does tell of it.
+        One that was never written to gets a tombstone too.
+
+        Raises:
+            LockTimeout: somebody is writing; nothing was removed.
+            StorageUnavailable: the disk refused; done or not, the next call settles it.
+        """
+        raise NotImplementedError
+
     @abc.abstractmethod
     def sessions(self) -> Iterator[str]:
-        """Yield the id of every session that was ever written to, in the order of their ids."""
+        """Yield the id of every session that was ever written to and was not deleted, in the order of their ids."""
 
     @abc.abstractmethod
     def reserve(self, session_id: str, through_seq: int) -> None:

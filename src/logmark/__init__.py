@@ -20,7 +20,10 @@ from .errors import (
     LogCorrupt,
     LogmarkError,
     Overloaded,
+    SeqPruned,
+    SessionDeleted,
     SessionHalted,
+    SessionSealed,
     WrongExpectedSeq,
 )
 from .protocol import Envelope, JobMark, JobStatusRule, Limits, RawEnvelope
@@ -48,9 +51,12 @@ __all__ = [
     "Page",
     "RawEnvelope",
     "Runtime",
+    "SeqPruned",
     "Session",
+    "SessionDeleted",
     "SessionHalted",
     "SessionInfo",
+    "SessionSealed",
     "Subscription",
     "WrongExpectedSeq",
     "actors",
