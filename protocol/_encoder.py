@@ -23,6 +23,7 @@ __all__ = ["EventEncoder"]
 _NAMES_MAX = 4096  # jobs come and go
 _PAIR = 2  # a type and a payload
 _dumps = orjson.dumps
+_new_tuple = tuple.__new__  # what a NamedTuple's own constructor calls, after a call in Python
 
 
 class EventEncoder:
@@ -38,6 +39,7 @@ class EventEncoder:
         self._limits = limits
         self._bytes_max = limits.event_bytes_max
         self._depth_max = limits.depth_max
+        self._shallow_bytes = 2 * limits.depth_max  # a container takes two
         self._types: dict[str, bytes] = {}
         self._jobs: dict[str, bytes] = {}
 
@@ -48,25 +50,35 @@ class EventEncoder:
             InvalidEvent: it cannot be stored as it is.
         """
         try:
-            head = b'"ts":"%b","id":"%b","type":%b' % (timestamp.encode(), event_id.encode(), self._types[type])
-            if job_id is not None:
-                head += self._jobs[job_id]
-            payload_json = _dumps(payload, None, JSON_OPTIONS)
+            return self._encode_known(type, payload, job_id, event_id, _head_until_id(timestamp))
         except (KeyError, TypeError):  # a name not seen before, or not hashable; or a payload without a JSON form
             return self._encode_first(type, payload, job_id, event_id, timestamp)
-        depth_at_most = payload_json.count(b"{") + payload_json.count(b"[")
-        if depth_at_most > self._depth_max or b"null" in payload_json or b"\n" in payload_json:  # a second look is due
+
+    def _encode_known(
+        self, type: str, payload: Any, job_id: str | None, event_id: str, head_until_id: bytes
+    ) -> EncodedEvent:
+        head = head_until_id + event_id.encode() + self._types[type]
+        if job_id is not None:
+            head += self._jobs[job_id]
+        payload_json = _dumps(payload, None, JSON_OPTIONS)
+        size = len(payload_json)
+        # A second look is due, at few: find() is the cheapest of the searches, and what is short cannot be deep.
+        if (
+            payload_json.find(b"null") >= 0
+            or payload_json.find(b"\n") >= 0
+            or (size > self._shallow_bytes and payload_json.count(b"{") + payload_json.count(b"[") > self._depth_max)
+        ):
             payload_json = encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
-        if len(head) + len(payload_json) > self._bytes_max:
-            raise EventTooLarge(size_bytes=len(head) + len(payload_json), limit_bytes=self._bytes_max)
-        return EncodedEvent(event_id, type, job_id, head, payload_json, True)
+        if len(head) + size > self._bytes_max:
+            raise EventTooLarge(size_bytes=len(head) + size, limit_bytes=self._bytes_max)
+        return _new_tuple(EncodedEvent, (event_id, type, job_id, head, payload_json, True))
 
     def _encode_first(self, type: str, payload: Any, job_id: str | None, event_id: str, timestamp: str) -> EncodedEvent:
         event = self.encode_envelope(Envelope(type=type, payload=payload, job_id=job_id), event_id, timestamp)
         for names in (self._types, self._jobs):
             if len(names) >= _NAMES_MAX:
                 names.clear()
-        self._types[type] = encode_text(type)
+        self._types[type] = b'","type":' + encode_text(type)
         if job_id is not None:
             self._jobs[job_id] = b',"job":' + encode_text(job_id)
         return event
@@ -97,15 +109,22 @@ class EventEncoder:
         Raises:
             NotCountable, InvalidEvent: one of them cannot be stored, or is neither.
         """
-        encode = self.encode
-        return tuple(
-            [
-                encode(event[0], event[1], None, event_id, timestamp)
-                if event.__class__ is tuple and len(event) == _PAIR
-                else self.encode_envelope(_as_envelope(event), event_id, timestamp)
-                for event, event_id in zip(events, ids, strict=True)
-            ]
-        )
+        encode, until_id = self._encode_known, _head_until_id(timestamp)
+        encoded: list[EncodedEvent] = []
+        for event, event_id in zip(events, ids, strict=True):
+            if event.__class__ is tuple and len(event) == _PAIR:
+                try:
+                    encoded.append(encode(event[0], event[1], None, event_id, until_id))
+                except (KeyError, TypeError):  # as in ``encode``
+                    encoded.append(self._encode_first(event[0], event[1], None, event_id, timestamp))
+            else:
+                encoded.append(self.encode_envelope(_as_envelope(event), event_id, timestamp))
+        return tuple(encoded)
+
+
+def _head_until_id(timestamp: str) -> bytes:
+    """Return the first bytes of a head, which the events of one call share."""
+    return b'"ts":"%b","id":"' % timestamp.encode()
 
 
 def _as_envelope(event: object) -> Envelope:

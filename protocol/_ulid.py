@@ -8,6 +8,8 @@ __all__ = ["UlidSequence", "encode_ulid"]
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_PAIR_CHARACTERS = 2
+_PAIR_MASK = 1023
 _RANDOM_BITS = 80
 _SUFFIX_BITS = 20
 _SUFFIX_CHARACTERS = 4
@@ -52,14 +54,14 @@ class UlidSequence:
         if count == 0:
             return []
         ids = [self.next(now_ms)]
-        prefix, prefix_value = self._prefix, self._prefix_value
-        for value in range(self._last + 1, self._last + count):
-            if value >> _SUFFIX_BITS != prefix_value:
-                prefix_value = value >> _SUFFIX_BITS
-                prefix = encode_ulid(value)[:-_SUFFIX_CHARACTERS]
-            ids.append(prefix + _PAIRS[(value >> 10) & 1023] + _PAIRS[value & 1023])
-        self._last += count - 1
-        self._prefix, self._prefix_value = prefix, prefix_value
+        value, end = self._last + 1, self._last + count
+        while value < end:  # a run of those that differ in their last two characters only, at a time
+            prefix = encode_ulid(value)[:-_PAIR_CHARACTERS]
+            first = value & _PAIR_MASK
+            pairs = _PAIRS[first : first + end - value]
+            ids += [prefix + pair for pair in pairs]
+            value += len(pairs)
+        self._last = end - 1
         return ids
 
     def next(self, now_ms: int) -> str:

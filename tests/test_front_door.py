@@ -294,7 +294,7 @@ def test_a_batch_is_contiguous_row_2(runtime: logmark.Runtime) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["x", ("x",), ("x", 1, 2), {"type": "x"}, {"x": 1, "y": 2}, 5, None, b"xy", ("", 1), (5, 1), object(), ("x", {1})],
+    ["x", ("x",), ("x", 1, 2), {"type": "x"}, {"x": 1, "y": 2}, 5, None, b"xy", ("", 1), (5, 1), Ellipsis, ("x", {1})],
     ids=repr,
 )
 @pytest.mark.parametrize("place", range(3))

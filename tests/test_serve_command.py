@@ -223,7 +223,11 @@ def test_a_child_may_listen_as_well(serve: Serve) -> None:
 
 
 def test_a_terminal_that_is_closed_is_a_request_to_end(serve: Serve) -> None:
-    server = serve()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every child too
+    try:
+        server = serve()
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert server.url
     assert server.end(signal.SIGHUP) == 0
 
