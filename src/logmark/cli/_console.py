@@ -48,6 +48,11 @@ class Output:
         """The width of the terminal, None when lines go elsewhere and may be of any length."""
         return shutil.get_terminal_size().columns if self.is_terminal else None
 
+    @property
+    def has_colours(self) -> bool:
+        """Whether it is a terminal that shows colours, and they are wanted."""
+        return self._colour
+
     def coloured(self, text: str, code: str) -> str:
         """Return the text in a colour (an SGR code), or as it is where colours are not wanted."""
         return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from ..protocol import SEQ_MAX, InvalidArgument, RawEnvelope, SubscriptionClosed
 from ._command import Command
 from ._console import Console, Output
 from ._exit_codes import ExitCode
+from ._pretty import PrettyEvents, rich_console
 from ._stores import has_session, open_existing, require_session
 from ._text import cut, pad, printable, width_of
 
@@ -104,6 +106,8 @@ class _Printer:
     def __init__(self, out: Output, *, as_json: bool, full: bool) -> None:
         self._out = out
         self._as_json = as_json
+        console = None if as_json else rich_console(out)
+        self._pretty = None if console is None else PrettyEvents(console, full=full)
         self._full = full
         self._type_columns = _TYPE_COLUMNS_MIN
         self._job_columns = 1
@@ -113,6 +117,9 @@ class _Printer:
         for event in events:
             if self._as_json:
                 self._out.json_line(event.to_wire())
+            elif self._pretty is not None:
+                for line in self._pretty.lines(event, dt.datetime.now(dt.UTC)):
+                    self._out.line(line)
             else:
                 self._out.line(self._text(event))
             if self._out.gone:
@@ -144,8 +151,9 @@ COMMAND = Command(
     summary="print the events of a session, and follow it",
     description=(
         "Print the events of a session in order, one per line: number, time in UTC, type, job and payload. On a"
-        " terminal lines are cut to its width and control characters are shown as escapes; --json prints every field"
-        " in full, and its output can be ingested again."
+        " terminal lines are cut to its width and control characters are shown as escapes; where it has colours and"
+        " rich is installed (logmark[cli]), each job has its own, and the time since the event before stands beside"
+        " each. --json prints every field in full, and its output can be ingested again."
     ),
     example="""\
 logmark view chat-42
