@@ -18,7 +18,7 @@ from ._text import error_text, plural, printable
 if TYPE_CHECKING:
     from ..storage import EventStore
 
-__all__ = ["COMMAND"]
+__all__ = ["COMMAND", "copy_stores"]
 
 _STOPPING = "stopping: the commit under way is being finished; Ctrl-C again ends at once"
 
@@ -31,28 +31,56 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    return copy_stores(arguments.source, arguments.target, arguments.sessions, console, as_json=arguments.json)
+
+
+def copy_stores(
+    source_url: str,
+    target_url: str,
+    names: Sequence[str],
+    console: Console,
+    *,
+    as_json: bool,
+    halted_ok: bool = False,
+) -> int:
+    """Copy sessions from one store to another, say what became of them, and return the exit code.
+
+    Args:
+        source_url: the store to read.
+        target_url: the store to fill, made when there is none.
+        names: the sessions, all when there is none.
+        console: where to write.
+        as_json: one object for each session.
+        halted_ok: copy what can be read of sessions that are halted, and of damaged ones up to the damage.
+
+    Raises:
+        InvalidArgument: no two stores, or no such session.
+        StorageUnavailable: one of them cannot be opened, read or written.
+    """
     from ..storage import open_store
 
-    for url in (arguments.source, arguments.target):
+    for url in (source_url, target_url):
         if url.lower().startswith("memory:"):
             message = "a memory store is empty at the start of a command and gone at its end: it cannot be copied"
             raise InvalidArgument(message)
-    source = open_store(arguments.source, create=False)
+    source = open_store(source_url, create=False)
     try:
-        wanted = _wanted(source, arguments.sessions)
-        target = open_store(arguments.target)
+        wanted = _wanted(source, names)
+        target = open_store(target_url)
         try:
             if target.url == source.url:
-                message = f"{arguments.source} and {arguments.target} are the same store"
+                message = f"{source_url} and {target_url} are the same store"
                 raise InvalidArgument(message)
             with Interrupts(lambda: console.err.say_at_once(_STOPPING)) as interrupts:
-                run = _Run(source, target, console, interrupts)
+                run = _Run(
+                    Copier(source, target, lambda: interrupts.requested, halted_ok=halted_ok), console, interrupts
+                )
                 run.copy(wanted)
         finally:
             target.close()
     finally:
         source.close()
-    return run.report(target.url, as_json=arguments.json)
+    return run.report(target.url, as_json=as_json)
 
 
 def _wanted(source: EventStore, names: Sequence[str]) -> list[str]:
@@ -67,8 +95,8 @@ def _wanted(source: EventStore, names: Sequence[str]) -> list[str]:
 class _Run:
     """One run of the command: compare what is there, copy what is not, read back what was copied."""
 
-    def __init__(self, source: EventStore, target: EventStore, console: Console, interrupts: Interrupts) -> None:
-        self._copier = Copier(source, target, lambda: interrupts.requested)
+    def __init__(self, copier: Copier, console: Console, interrupts: Interrupts) -> None:
+        self._copier = copier
         self._console = console
         self._interrupts = interrupts
         self._sessions: list[Copied] = []
@@ -118,6 +146,12 @@ class _Run:
             if session.error is not None:
                 codes.append(_exit_code(session.error))
                 self._console.err.say(f"{printable(session.session_id)}: {error_text(session.error)}")
+            if session.damage is not None:
+                codes.append(ExitCode.FOUND)
+                self._console.err.say(
+                    f"{printable(session.session_id)}: copied to {session.last_seq}, where it is damaged:"
+                    f" {error_text(session.damage)}"
+                )
             if as_json:
                 out.json(_members(session))
         if not as_json:
@@ -149,6 +183,7 @@ def _members(session: Copied) -> dict[str, Any]:
         "copied": session.copied,
         "verified": session.verified,
         "crc": f"{session.checksum:08x}",
+        "damage": None if session.damage is None else error_text(session.damage),
         "error": None if session.error is None else error_text(session.error),
     }
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
-from ..protocol import AppendError, EncodedEvent, LogmarkError, RawEnvelope, SessionHalted
+from ..protocol import AppendError, EncodedEvent, LogCorrupt, LogmarkError, RawEnvelope, SessionHalted
 
 if TYPE_CHECKING:
     from ..storage import AppendRequest, EventStore
@@ -40,6 +40,7 @@ class Copied:
         verified: events that were compared, after they were written or because they were there.
         checksum: CRC-32 of numbers and contents, equal on both sides.
         is_complete: both sides are known to agree.
+        damage: what is wrong with the source's log behind ``last_seq``, which is how far it was sound; or None.
         error: why it is not complete, or None.
     """
 
@@ -51,6 +52,7 @@ class Copied:
     verified: int = 0
     checksum: int = 0
     is_complete: bool = False
+    damage: LogCorrupt | None = None
     error: LogmarkError | OSError | CopyDiffers | None = None
 
 
@@ -60,12 +62,16 @@ class Copier:
     Args:
         source, target: the stores; the source may be in use, what is appended to it meanwhile is left for another run.
         stopped: asked between commits whether to stop.
+        halted_ok: copy what can be read of a halted session, and of a damaged one up to the damage.
     """
 
-    def __init__(self, source: EventStore, target: EventStore, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, source: EventStore, target: EventStore, stopped: Callable[[], bool], *, halted_ok: bool = False
+    ) -> None:
         self._source = source
         self._target = target
         self._stopped = stopped
+        self._halted_ok = halted_ok
         self._waiting: list[tuple[Copied, int, AppendRequest]] = []
         self._waiting_events = 0
         self._waiting_bytes = 0
@@ -78,8 +84,14 @@ class Copier:
             SessionHalted: it is halted.
             LogmarkError: it cannot be read.
         """
-        info = self._source.info(session.session_id)
-        if info.halted is not None:
+        try:
+            info = self._source.info(session.session_id)
+        except LogCorrupt as error:
+            if not self._halted_ok or error.event_seq is None:
+                raise
+            session.damage, session.last_seq, session.next_seq = error, error.event_seq - 1, error.event_seq
+            return
+        if info.halted is not None and not self._halted_ok:
             raise SessionHalted(session_id=session.session_id, reason=info.halted)
         session.last_seq, session.next_seq = info.last_seq, info.next_seq
 
@@ -102,7 +114,7 @@ class Copier:
         self._last_seqs[session_id] = theirs.last_seq
         yield from self._compare(session, 1, theirs.last_seq)
         session.present = session.verified
-        following = next(self._source.read(session_id, from_seq=theirs.last_seq + 1), None)
+        following = next(self._read(session_id, from_seq=theirs.last_seq + 1), None)
         if following is not None and _seq(following) < theirs.next_seq:
             raise CopyDiffers(
                 session_id=session_id,
@@ -118,7 +130,7 @@ class Copier:
         session_id = session.session_id
         last_seq = self._last_seqs[session_id]
         if last_seq < session.last_seq:
-            rows = self._source.read(session_id, from_seq=last_seq + 1, through_seq=session.last_seq)
+            rows = self._read(session_id, from_seq=last_seq + 1, through_seq=session.last_seq)
             for run in _runs(rows):
                 first = _seq(run[0])
                 if first > last_seq + 1:
@@ -164,6 +176,9 @@ class Copier:
             else:
                 session.copied += len(request.events)
 
+    def _read(self, session_id: str, *, from_seq: int, through_seq: int | None = None) -> Iterator[RawEnvelope]:
+        return self._source.read(session_id, from_seq=from_seq, through_seq=through_seq, halted_ok=self._halted_ok)
+
     def verify(self, session: Copied) -> Iterator[int]:
         """Read back what was written and compare it with the source; yields a 1 for each event.
 
@@ -189,7 +204,7 @@ class Copier:
         from ..storage import event_checksum
 
         session_id = session.session_id
-        ours = self._source.read(session_id, from_seq=first, through_seq=last)
+        ours = self._read(session_id, from_seq=first, through_seq=last)
         theirs = self._target.read(session_id, from_seq=first, through_seq=last)
         for mine, other in itertools.zip_longest(ours, theirs):
             reason = _difference(mine, other)

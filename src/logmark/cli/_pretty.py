@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ._text import printable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..protocol import RawEnvelope
     from ._console import Output
 
-__all__ = ["PrettyEvents", "ago", "between", "rich_console"]
+__all__ = ["PrettyEvents", "ago", "between", "pretty_table", "rich_console"]
 
 _LANES = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 _BAD_ENDS = ("error", "failed", "cancelled", "timed_out")
@@ -133,3 +134,25 @@ def _style_of_type(event: RawEnvelope) -> str:
 def _lane(job_id: str | None) -> str:
     """Return a job's colour: the same one in every run."""
     return "dim" if job_id is None else _LANES[zlib.crc32(job_id.encode(errors="replace")) % len(_LANES)]
+
+
+def pretty_table(console: Console, names: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return a table as lines; numbers stand right, and a state other than ``ok`` stands out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column, name in enumerate(names):
+        numeric = bool(rows) and all(isinstance(row[column], int) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="ellipsis", no_wrap=numeric)
+    for row in rows:
+        cells = [Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row]
+        cells[0].stylize("cyan")
+        cells[-1].stylize("green" if row[-1] == "ok" else "yellow")
+        if str(row[-1]).startswith(("halted", "error")):
+            cells[-1].stylize("bold red")
+        table.add_row(*cells)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().splitlines()
