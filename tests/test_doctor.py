@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,7 +136,7 @@ def test_a_sync_is_judged_by_its_time(
         now += sync_s
         return now
 
-    monkeypatch.setattr(checks.time, "perf_counter", tick)
+    monkeypatch.setattr(checks, "time", types.SimpleNamespace(perf_counter=tick, time=time.time))
     assert verdicts(run("doctor", "--json", "--store", tmp_path))["sync"] == verdict
 
 
