@@ -7,7 +7,7 @@ from typing import Any
 
 from pykka import ActorDeadError
 
-from ..protocol import Clock, Limits
+from ..protocol import Clock, Limits, SessionDeleted
 from ..storage import EventStore, Logger
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
@@ -24,14 +24,15 @@ class WatchActor(LogmarkActor):
     everything only as often as it deems worth it.
 
     Args:
-        observed: called with a session and the number of its last event; must not block.
+        observed: called with a session and the number of its last event, or what says that it was deleted; must not
+            block.
     """
 
     def __init__(
         self,
         *,
         store: EventStore,
-        observed: Callable[[str, int], None],
+        observed: Callable[[str, int | SessionDeleted], None],
         timers: Timers,
         reads: BlockingReads,
         limits: Limits,
@@ -123,14 +124,14 @@ class WatchActor(LogmarkActor):
 
     def _look(self, sessions: tuple[str, ...]) -> None:
         """Ask the store; runs where it may block."""
-        found: dict[str, int] = {}
+        found: dict[str, int | SessionDeleted] = {}
         failed: dict[str, str] = {}
         try:
             answers = self._store.last_seqs(sessions)
         except Exception as error:  # whatever it is: a look that never answers would be the last
             answers = dict.fromkeys(sessions, error)
         for session_id, answer in answers.items():
-            if isinstance(answer, int):
+            if isinstance(answer, int | SessionDeleted):
                 found[session_id] = answer
             else:
                 failed[session_id] = repr(answer)

@@ -108,15 +108,15 @@ def encode_marks(rules: str, marks: Iterable[JobMark]) -> bytes:
     return orjson.dumps({"v": _MARKS_VERSION, "rules": rules, "marks": rows})
 
 
-def decode_marks(rules: str, data: bytes) -> list[JobMark]:
-    """Return marks that were encoded before.
+def decode_marks(rules: str | None, data: bytes) -> list[JobMark]:
+    """Return marks that were encoded before, by these status rules; None: by any.
 
     Raises:
         ValueError: they are of another version, or of other status rules.
     """
     try:
         members: dict[str, Any] = orjson.loads(data)
-        if (members["v"], members["rules"]) != (_MARKS_VERSION, rules):
+        if members["v"] != _MARKS_VERSION or members["rules"] != (members["rules"] if rules is None else rules):
             raise ValueError("it is of another version or of other status rules")
         return [
             JobMark(job_id=job_id, first_seq=first_seq, last_seq=last_seq, count=count, status=status)

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import orjson
@@ -18,17 +18,20 @@ from ..protocol import (
     Limits,
     LogmarkError,
     RawEnvelope,
+    SeqPruned,
+    SessionDeleted,
     StorageUnavailable,
     decode_row,
     row_seed,
 )
 from ._clock import SystemClock
 from ._files import Files, OsFiles, replace_file
-from ._layout import HALT, HEAD, segment_first_seq, session_dir, session_id_of
+from ._layout import HALT, HEAD, LIFETIME, segment_first_seq, session_dir, session_id_of
+from ._lifetime import LifetimeFile, session_id_in
 from ._log_reader import FileEnv
 from ._logging import get_logger
-from ._session_log import SessionLog
-from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo, Snapshot
+from ._session_lifetime import SessionFiles
+from ._store import BatchResult, EventStore, Finding, HaltRecord, Record, SessionBatch, SessionInfo, Snapshot
 from ._verify import verify_session
 
 __all__ = ["FileEventStore"]
@@ -57,6 +60,7 @@ class FileEventStore(EventStore):
     """
 
     is_local = True
+    catches_up = True
 
     def __init__(
         self,
@@ -81,8 +85,9 @@ class FileEventStore(EventStore):
             sync=durability == "fsync",
             log=get_logger(actor="store"),
         )
-        self._logs: dict[str, SessionLog] = {}
-        self._open: OrderedDict[str, SessionLog] = OrderedDict()
+        self.log = self._env.log
+        self._logs: dict[str, SessionFiles] = {}
+        self._open: OrderedDict[str, SessionFiles] = OrderedDict()
         self._mutex = threading.Lock()
         self._closed = False
         self._open_store(create=create)
@@ -143,35 +148,36 @@ class FileEventStore(EventStore):
         replace_file(files, meta_path, orjson.dumps({"logmark": "store", "v": _STORE_VERSION}) + b"\n", sync=files.sync)
         files.sync_dir(self._path)
 
-    def _session_log(self, session_id: str) -> SessionLog:
+    def _session_log(self, session_id: str) -> SessionFiles:
         with self._mutex:
-            if self._closed:
-                raise StorageUnavailable(store=self.url, reason="the store is closed")
-            log = self._logs.get(session_id)
-            if log is None:
-                path = os.path.join(self._sessions_path, session_dir(session_id))
-                log = self._logs[session_id] = SessionLog(self._env, session_id, path)
-            return log
+            return self._log_of(session_id)
+
+    def _log_of(self, session_id: str) -> SessionFiles:
+        """Return a session's log, made if there is none; with the mutex."""
+        if self._closed:
+            raise StorageUnavailable(store=self.url, reason="the store is closed")
+        log = self._logs.get(session_id)
+        if log is None:
+            path = os.path.join(self._sessions_path, session_dir(session_id))
+            log = self._logs[session_id] = SessionFiles(self._env, session_id, path)
+        return log
 
     def append(self, batches: Sequence[SessionBatch]) -> list[BatchResult]:
         """See ``EventStore.append``."""
-        results: list[BatchResult] = []
-        for batch in batches:
-            log = self._session_log(batch.session_id)
-            self._keep_open(log)
-            results.append(log.append(batch.requests))
-        return results
+        return [self._opened(batch.session_id).append(batch.requests) for batch in batches]
 
-    def _keep_open(self, log: SessionLog) -> None:
-        """Count a log as the one used last, and close the one that was used longest ago when there are too many."""
+    def _opened(self, session_id: str) -> SessionFiles:
+        """Return a log as the one used last, and close the one that was used longest ago when there are too many."""
         with self._mutex:
-            self._open[log.session_id] = log
-            self._open.move_to_end(log.session_id)
+            log = self._log_of(session_id)
+            self._open[session_id] = log
+            self._open.move_to_end(session_id)
             surplus = len(self._open) > self._env.limits.open_sessions_max
             oldest = self._open.popitem(last=False)[1] if surplus else None
         if oldest is not None and not oldest.close(wait=False):
             with self._mutex:  # it is being written to: it is not the one to close
                 self._open[oldest.session_id] = oldest
+        return log
 
     def read(
         self, session_id: str, *, from_seq: int = 1, through_seq: int | None = None, halted_ok: bool = False
@@ -208,33 +214,93 @@ class FileEventStore(EventStore):
     def last_seq(self, session_id: str) -> int:
         """See ``EventStore.last_seq``."""
         with self._typed():
-            return self._session_log(session_id).position(halted_ok=True).seq
+            try:
+                return self._session_log(session_id).position(halted_ok=True).seq
+            except SessionDeleted as error:
+                return error.last_seq
+
+    def last_seqs(self, session_ids: Iterable[str]) -> dict[str, int | Exception]:
+        """See ``EventStore.last_seqs``."""
+        found: dict[str, int | Exception] = {}
+        for session_id in session_ids:
+            try:
+                with self._typed():
+                    found[session_id] = self._session_log(session_id).position(halted_ok=True).seq
+            except Exception as error:
+                found[session_id] = error
+        return found
+
+    def ping(self) -> None:
+        """See ``EventStore.ping``: reads what says that this directory is a store."""
+        with self._typed():
+            if self._closed or self._read_meta(os.path.join(self._path, _META)) is None:
+                raise StorageUnavailable(store=self.url, reason="there is no store here any more", errno=errno.ENOENT)
 
     def info(self, session_id: str) -> SessionInfo:
         """See ``EventStore.info``."""
         log = self._session_log(session_id)
         with self._typed():
-            halt = log.halted()
-            position = log.position(halted_ok=True)
-            return SessionInfo(
-                session_id=session_id,
-                last_seq=position.seq,
-                next_seq=position.through + 1,
-                first_seq=log.first_seq(position) if halt is None else min(1, position.seq),
-                halted=None if halt is None else halt.reason,
-            )
+            while True:
+                try:
+                    return log.describe()
+                except SeqPruned:
+                    continue  # while it was looked at: there is a new beginning
+                except SessionDeleted as error:
+                    return SessionInfo(
+                        session_id=session_id,
+                        last_seq=error.last_seq,
+                        next_seq=error.last_seq + 1,
+                        first_available=error.last_seq + 1,
+                        deleted=True,
+                    )
 
     def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
         """See ``EventStore.load_snapshot``."""
         log = self._session_log(session_id)
         with self._typed():
-            return log.snapshots().load(name, log.position())
+            try:
+                return log.snapshots().load(name, log.position())
+            except SessionDeleted:
+                return None
 
     def save_snapshot(self, session_id: str, name: str, snapshot: Snapshot) -> None:
         """See ``EventStore.save_snapshot``."""
         log = self._session_log(session_id)
         with self._typed():
-            log.snapshots().save(name, snapshot, log.position())
+            try:
+                log.snapshots().save(name, snapshot, log.position())
+            except SessionDeleted:
+                return
+
+    def load_record(self, session_id: str, name: str) -> Record | None:
+        """See ``EventStore.load_record``."""
+        with self._typed():
+            return self._session_log(session_id).records.load(name)
+
+    def save_record(self, session_id: str, name: str, data: bytes | None, *, version: int) -> int:
+        """See ``EventStore.save_record``."""
+        with self._typed():
+            return self._session_log(session_id).records.save(name, data, version)
+
+    def records(self, session_id: str) -> dict[str, Record]:
+        """See ``EventStore.records``."""
+        with self._typed():
+            return self._session_log(session_id).records.load_all()
+
+    def truncate_before(self, session_id: str, seq: int) -> int:
+        """See ``EventStore.truncate_before``."""
+        with self._typed():
+            return self._opened(session_id).truncate_before(seq)
+
+    def seal(self, session_id: str) -> int:
+        """See ``EventStore.seal``."""
+        with self._typed():
+            return self._opened(session_id).seal()
+
+    def delete(self, session_id: str) -> None:
+        """See ``EventStore.delete``."""
+        with self._typed():
+            self._opened(session_id).delete()
 
     def sessions(self) -> Iterator[str]:
         """See ``EventStore.sessions``."""
@@ -249,9 +315,16 @@ class FileEventStore(EventStore):
         except (FileNotFoundError, NotADirectoryError):  # whatever it is, this store has not made it
             return None
         segments = sorted(entry for entry in entries if segment_first_seq(entry) is not None)
-        if not segments and HEAD not in entries and HALT not in entries:
+        if not segments and not {HEAD, HALT, LIFETIME} & set(entries):
             return None  # all that was ever tried here was rejected
-        return session_id_of(name) or self._session_id_inside(name, segments)
+        session_id = session_id_of(name) or self._session_id_inside(name, segments)
+        if session_id is not None and LIFETIME in entries and self._is_deleted(name, session_id):
+            return None
+        return session_id
+
+    def _is_deleted(self, name: str, session_id: str) -> bool:
+        directory = os.path.join(self._sessions_path, name)
+        return LifetimeFile(self._env.files, session_id, directory).read_or_default().deleted_at is not None
 
     def _session_id_inside(self, name: str, segments: list[str]) -> str | None:
         """Read the session id from the first line of a segment, for names too long to be reversed."""
@@ -265,7 +338,8 @@ class FileEventStore(EventStore):
             session_id = members.get("session")
             if isinstance(session_id, str) and session_dir(session_id) == name:
                 return session_id
-        return None
+        session_id = session_id_in(files, os.path.join(self._sessions_path, name))
+        return session_id if session_id is not None and session_dir(session_id) == name else None
 
     def verify_store(self) -> list[Finding]:
         """See ``EventStore.verify_store``."""
@@ -279,7 +353,7 @@ class FileEventStore(EventStore):
                     place=name,
                 )
                 for name in sorted(self._directories())
-                if self._session_in(name) is None and self._has_segments(name)
+                if self._session_in(name) is None and self._is_nobodys(name)
             ]
 
     def _directories(self) -> list[str]:
@@ -288,26 +362,23 @@ class FileEventStore(EventStore):
         except FileNotFoundError:
             return []
 
-    def _has_segments(self, name: str) -> bool:
+    def _is_nobodys(self, name: str) -> bool:
+        """Say whether a directory that is not listed has rows all the same, and no tombstone says why."""
         try:
             entries = self._env.files.listdir(os.path.join(self._sessions_path, name))
         except NotADirectoryError:
             return False
-        return any(segment_first_seq(entry) is not None for entry in entries)
+        return LIFETIME not in entries and any(segment_first_seq(entry) is not None for entry in entries)
 
     def reserve(self, session_id: str, through_seq: int) -> None:
         """See ``EventStore.reserve``."""
         with self._typed():
-            log = self._session_log(session_id)
-            self._keep_open(log)
-            log.reserve(through_seq)
+            self._opened(session_id).reserve(through_seq)
 
     def halt(self, session_id: str, reason: str, *, first_event_id: str | None = None) -> None:
         """See ``EventStore.halt``."""
         with self._typed():
-            log = self._session_log(session_id)
-            self._keep_open(log)
-            log.halt(reason, first_event_id)
+            self._opened(session_id).halt(reason, first_event_id)
 
     def halted(self, session_id: str) -> HaltRecord | None:
         """See ``EventStore.halted``."""
@@ -330,7 +401,8 @@ class FileEventStore(EventStore):
         """See ``EventStore.verify``."""
         log = self._session_log(session_id)
         with self._typed():
-            return verify_session(self._env.files, session_id, log.path, row_seed(session_id), self._env.limits)[0]
+            found = verify_session(self._env.files, session_id, log.path, row_seed(session_id), self._env.limits)[0]
+            return found + log.records.verify()
 
     def repair(self, session_id: str, *, dry_run: bool = False) -> list[str]:
         """See ``EventStore.repair``."""
@@ -340,8 +412,8 @@ class FileEventStore(EventStore):
                 self._env.files.stat(log.path)
             except FileNotFoundError:
                 return []
-            self._keep_open(log)
-            return log.repair(dry_run=dry_run)
+            log = self._opened(session_id)
+            return log.repair(dry_run=dry_run) + log.records.repair(dry_run=dry_run)
 
     def close(self) -> None:
         """See ``EventStore.close``."""

@@ -7,8 +7,8 @@ far as it says, because bytes beyond it may still be only in the page cache.
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from typing import NamedTuple
 
 from ..protocol import crc32
 
@@ -21,8 +21,7 @@ _LINE = re.compile(
 _FORMAT = b"logmark-head 1 seq=%020d through=%020d segment=%020d size=%020d halted=%d"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """How far a session's log is durable.
 
     Attributes:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
-from ._files import Files, write_all
+from ._files import Files, replace_file, write_all
 from ._head import HEAD_BYTES, Head
 from ._layout import HEAD
 from ._logging import Logger
@@ -46,6 +47,23 @@ class HeadFile:
         fd, self._fd = self._fd, None
         if fd is not None:
             self._files.close(fd)
+
+    def renew(self, sync: Callable[[int], None] | None) -> None:
+        """Put a copy in place of it, so that every process that knows the old one looks at the log again.
+
+        Raises:
+            OSError: it is as it was.
+        """
+        try:
+            fd = self._files.open(self._path, write=False)
+        except FileNotFoundError:
+            return
+        try:
+            data = self._files.read(fd, HEAD_BYTES, 0)
+        finally:
+            self._files.close(fd)
+        replace_file(self._files, self._path, data, fresh=self._path + ".new", sync=sync)
+        self.close()
 
     def is_as_written(self) -> bool:
         """Say whether it still says what this process last wrote."""

@@ -9,10 +9,14 @@ __all__ = [
     "HALT",
     "HEAD",
     "IDS",
+    "LIFETIME",
     "LOCK",
     "QUARANTINE",
+    "RECORD",
+    "RECORDS",
     "REPAIR",
     "SNAPSHOT",
+    "available",
     "ids_name",
     "is_derived",
     "segment_first_seq",
@@ -24,6 +28,9 @@ __all__ = [
 HEAD = "head"
 LOCK = "lock"
 HALT = "halt.json"
+LIFETIME = "lifetime"
+RECORDS = "records"  # a directory with a lock of its own
+RECORD = ".record"  # after the name of the record
 QUARANTINE = "quarantine"
 REPAIR = "repair-"  # in the quarantine: the originals of a repair, and its time
 SNAPSHOT = ".snapshot"  # after the name of what it is of
@@ -84,6 +91,12 @@ def segment_first_seq(name: str) -> int | None:
     """Return the first number of a segment's file name, or None when it is no segment."""
     match = _SEGMENT.match(name)
     return int(match[1]) if match else None
+
+
+def available(segments: list[int], first_available: int) -> list[int]:
+    """Return those of the segments, ascending, in which a number from ``first_available`` on may be."""
+    below = sum(first <= first_available for first in segments)
+    return segments[max(0, below - 1) :]
 
 
 def ids_name(first_seq: int) -> str:

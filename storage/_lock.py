@@ -51,7 +51,11 @@ class FileLockGuard:
                     self.close()  # a lock that is kept after a failure would keep everybody out
                     raise
                 if in_place:
-                    self._name_holder()
+                    try:
+                        self._name_holder()
+                    except BaseException:
+                        self.close()
+                        raise
                     return True
                 # The file was taken away: this lock excludes nobody who comes after. Lock the one that is there now.
                 self.close()

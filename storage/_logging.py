@@ -10,16 +10,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 
-__all__ = ["LogSink", "Logger", "add_sink", "get_logger", "remove_sink"]
+__all__ = ["LogSink", "LogTap", "Logger", "add_sink", "get_logger", "remove_sink"]
 
 LogSink = Callable[[Mapping[str, Any]], None]
 """Gets each log event as a mapping with ``event`` and ``level``; called in the thread that logs."""
+LogTap = Callable[[str, str, Mapping[str, Any]], None]
+"""Gets each warning and error of one logger as its level, its name and its keys; called in the thread that logs."""
 
 _sinks: tuple[LogSink, ...] = ()
 _sinks_mutex = threading.Lock()  # for those who change it: two at once would lose one of the sinks
@@ -57,16 +60,33 @@ def _standard_logger() -> Any:
 class Logger:
     """A logger with bound keys. Safe from any thread."""
 
-    __slots__ = ("_bound", "_logger", "_made_for")
+    __slots__ = ("_bound", "_logger", "_made_for", "_taps")
 
-    def __init__(self, bound: Mapping[str, Any]) -> None:
+    def __init__(self, bound: Mapping[str, Any], taps: list[LogTap] | None = None) -> None:
         self._bound = dict(bound)
+        self._taps: list[LogTap] = [] if taps is None else taps
         self._made_for: object = None
         self._logger: Any = None
 
     def bind(self, **keys: Any) -> Logger:
         """Return a logger that adds these keys to each event."""
-        return Logger({**self._bound, **keys})
+        return Logger({**self._bound, **keys}, self._taps)
+
+    def apart(self) -> Logger:
+        """Return a logger with the same keys that is tapped by itself."""
+        return Logger(self._bound)
+
+    def tap(self, tap: LogTap) -> None:
+        """Show ``tap`` every later warning and error of this logger and of all that were or will be bound from it.
+
+        Whatever the program lets through to its log, so that what is counted does not depend on a level.
+        """
+        self._taps.append(tap)
+
+    def untap(self, tap: LogTap) -> None:
+        """Undo ``tap``."""
+        if tap in self._taps:
+            self._taps.remove(tap)
 
     def _target(self) -> Any:
         made_for: object = structlog.get_config()["processors"] if structlog.is_configured() else Logger
@@ -89,13 +109,22 @@ class Logger:
             return True  # the event itself will say so
 
     def _log(self, level: str, event: str, keys: dict[str, Any]) -> None:
+        if "runtime" not in self._bound:
+            keys["pid"] = os.getpid()  # what is of no runtime, or of a store that does not know whose it is
         # A broken pipe or a processor that raises may cost the event, never an append or an actor's thread.
         for sink in _sinks:
             try:
                 sink({"event": event, "level": level, **self._bound, **keys})
             except Exception as error:
                 _report_lost(event, error)
-        if not _sinks and not self.enabled(level):
+        if self._taps and _LEVELS[level] >= _LEVELS["warning"]:
+            for tap in tuple(self._taps):
+                try:
+                    tap(level, event, {**self._bound, **keys})
+                except Exception as error:
+                    _report_lost(event, error)
+        # A pipeline drops by itself what is below its level; the standard library's is not even bound for that.
+        if not _sinks and not structlog.is_configured() and not self.enabled(level):
             return
         try:
             getattr(self._target(), level)(event, **keys)

@@ -195,9 +195,7 @@ class MemoryEventStore(EventStore):
     def truncate_before(self, session_id: str, seq: int) -> int:
         """See ``EventStore.truncate_before``."""
         with self._mutex:
-            if session_id not in self._logs:
-                return 1
-            log = self._writable(session_id)
+            log = self._writable(session_id) if session_id in self._logs else _Log()
             if seq > log.through + 1:
                 raise CursorAhead(session_id=session_id, cursor=seq, last_seq=log.last_seq)
             if seq > log.first_available:
@@ -221,7 +219,7 @@ class MemoryEventStore(EventStore):
             log = self._logs.get(session_id) or _Log()
             if log.deleted_at is None:
                 grave = self._logs[session_id] = _Log()
-                grave.last_seq, grave.through, grave.sealed = log.last_seq, log.through, log.sealed
+                grave.last_seq = grave.through = log.through
                 grave.first_available = log.through + 1
                 grave.deleted_at = rfc3339(self._clock.time_ns())
 
@@ -247,6 +245,8 @@ class MemoryEventStore(EventStore):
     def clear_halt(self, session_id: str) -> None:
         """See ``EventStore.clear_halt``; memory is always sound."""
         log = self._logs.get(session_id)
+        if log is not None and log.deleted_at is not None:
+            raise _deleted(session_id, log)
         if log is not None:
             log.halt = None
 

@@ -6,6 +6,7 @@ after a lost connection is the truth. So nothing here halts a session for want o
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -21,8 +22,11 @@ from ..protocol import (
     LockTimeout,
     LogCorrupt,
     RawEnvelope,
+    SeqPruned,
     SequenceExhausted,
+    SessionDeleted,
     SessionHalted,
+    SessionSealed,
     StorageRejected,
     StorageUnavailable,
     crc32,
@@ -31,12 +35,13 @@ from ._clock import SystemClock, rfc3339
 from ._logging import get_logger
 from ._postgres_append import Appender
 from ._postgres_hints import Listener, Notifier, channel_of
+from ._postgres_lifetimes import Lifetimes
 from ._postgres_pool import Connection, ConnectionLost, Connections, ServerTooWeak, Unreachable
 from ._postgres_rows import Events, KnownThrough, Reader, SessionRow, log_lost
-from ._postgres_schema import SchemaUnusable, Statements, find_schema, open_schema
+from ._postgres_schema import NoStore, SchemaUnusable, Statements, find_schema, open_schema
 from ._postgres_url import PostgresUrl
 from ._postgres_verify import Scan, repair_locked, scan_session, verify_schema, verify_session
-from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo, Snapshot
+from ._store import BatchResult, EventStore, Finding, HaltRecord, Record, SessionBatch, SessionInfo, Snapshot
 
 __all__ = ["PostgresEventStore"]
 
@@ -79,13 +84,22 @@ class PostgresEventStore(EventStore):
         self.url = parsed.shown
         self._limits = limits or Limits()
         self._clock = clock or SystemClock()
-        self._log = get_logger(actor="store")
+        self.log = self._log = get_logger(actor="store")
         self._connections = Connections(parsed, limits=self._limits, must_sync=durability == "fsync", log=self._log)
         schema = self._open(parsed, create=create)
         self._sql = Statements.of(schema)
         self._known = KnownThrough()
         self._reader = Reader(self._connections, store=self.url, wait_s=self._limits.server_wait_s)
         self._appender = Appender(self._connections, self._sql, limits=self._limits, known=self._known)
+        self._lifetimes = Lifetimes(
+            self._connections,
+            self._reader,
+            self._sql,
+            store=self.url,
+            limits=self._limits,
+            known=self._known,
+            clock=self._clock,
+        )
         self._channel = channel_of(schema)
         self._notifier = Notifier(self._connections, self._channel, self._log)
         self._listeners: list[Listener] = []
@@ -102,7 +116,8 @@ class PostgresEventStore(EventStore):
             finally:
                 connection.close()
         except (Unreachable, ServerTooWeak, SchemaUnusable) as error:
-            raise StorageUnavailable(store=self.url, reason=str(error)) from error
+            missing = errno.ENOENT if isinstance(error, NoStore) else None
+            raise StorageUnavailable(store=self.url, reason=str(error), errno=missing) from error
         except psycopg.Error as error:
             reason = f"the tables cannot be made: {type(error).__name__}: {error}".strip()
             raise StorageUnavailable(store=self.url, reason=reason) from error
@@ -123,9 +138,12 @@ class PostgresEventStore(EventStore):
         """See ``EventStore.reserve``."""
 
         def work(connection: Connection, row: SessionRow) -> None:
+            row.check_not_deleted(session_id)
             halt = row.halt(session_id)
             if halt is not None:
                 raise SessionHalted(session_id=session_id, reason=halt.reason, halted_at=halt.at)
+            if row.sealed_at is not None:
+                raise SessionSealed(session_id=session_id, last_seq=row.seq)
             if through_seq > SEQ_MAX:
                 raise SequenceExhausted(session_id=session_id, last_seq=row.through)
             if through_seq > row.through:
@@ -173,6 +191,7 @@ class PostgresEventStore(EventStore):
         if row is None:
             self._check_through(session_id, 0, known)
             return None
+        row.check_not_deleted(session_id)
         if not halted_ok:
             halt = row.halt(session_id)
             if halt is not None:
@@ -202,7 +221,11 @@ class PostgresEventStore(EventStore):
             StorageUnavailable: the server did not answer in time.
         """
         events = self._events(session_id, halted_ok=halted_ok)
-        return iter(()) if events is None else events.upwards(from_seq, through_seq)
+        if events is None:
+            return iter(())
+        if max(1, from_seq) < events.first_available:
+            raise SeqPruned(session_id=session_id, seq=max(1, from_seq), first_available=events.first_available)
+        return events.upwards(from_seq, through_seq)
 
     def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
         """See ``EventStore.read_backwards``; raises as ``read`` does."""
@@ -223,13 +246,18 @@ class PostgresEventStore(EventStore):
             session_id=session_id,
             last_seq=row.seq,
             next_seq=row.through + 1,
-            first_seq=rows[0][6] or 0,
+            first_seq=rows[0][9] or 0,
+            first_available=row.first_available,
+            sealed=row.sealed_at is not None,
+            deleted=row.deleted_at is not None,
             halted=None if halt is None else halt.reason,
         )
 
     def last_seq(self, session_id: str) -> int:
         """See ``EventStore.last_seq``."""
         answer = self.last_seqs([session_id])[session_id]
+        if isinstance(answer, SessionDeleted):
+            return answer.last_seq
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -244,16 +272,18 @@ class PostgresEventStore(EventStore):
             rows = self._reader.ask(self._sql.last_seqs, ([session_id.encode() for session_id in wanted],))
         except StorageUnavailable as error:
             return dict.fromkeys(wanted, error)
-        found = {key.decode(): (seq, through) for key, seq, through in rows}
+        found = {key.decode(): SessionRow.of(values) for key, *values in rows}
         answers: dict[str, int | Exception] = {}
         for session_id in wanted:
-            seq, through = found.get(session_id, (0, 0))
+            row = found.get(session_id)
             try:
-                self._check_through(session_id, through, known[session_id])
-            except LogCorrupt as error:
+                if row is not None:
+                    row.check_not_deleted(session_id)
+                self._check_through(session_id, 0 if row is None else row.through, known[session_id])
+            except (LogCorrupt, SessionDeleted) as error:
                 answers[session_id] = error
             else:
-                answers[session_id] = seq
+                answers[session_id] = 0 if row is None else row.seq
         return answers
 
     def sessions(self) -> Iterator[str]:
@@ -269,7 +299,10 @@ class PostgresEventStore(EventStore):
 
     def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
         """See ``EventStore.load_snapshot``; raises as ``read`` does too."""
-        row = self._readable(session_id, halted_ok=False)
+        try:
+            row = self._readable(session_id, halted_ok=False)
+        except SessionDeleted:
+            row = None
         rows = [] if row is None else self._reader.ask(self._sql.load_snapshot, (row.key, name.encode()))
         if not rows or crc32(rows[0][1]) != rows[0][2]:
             return None
@@ -279,6 +312,38 @@ class PostgresEventStore(EventStore):
         """See ``EventStore.save_snapshot``."""
         values = (name.encode(), snapshot.data, Int8(crc32(snapshot.data)), session_id.encode(), snapshot.seq)
         self._reader.ask(self._sql.save_snapshot, values)
+
+    def load_record(self, session_id: str, name: str) -> Record | None:
+        """See ``EventStore.load_record``; raises as ``read`` does too."""
+        return self._lifetimes.records(session_id, name).get(name)
+
+    def save_record(self, session_id: str, name: str, data: bytes | None, *, version: int) -> int:
+        """See ``EventStore.save_record``."""
+        return self._lifetimes.save_record(session_id, name, data, version=version)
+
+    def records(self, session_id: str) -> dict[str, Record]:
+        """See ``EventStore.records``; raises as ``read`` does too."""
+        return self._lifetimes.records(session_id)
+
+    def truncate_before(self, session_id: str, seq: int) -> int:
+        """See ``EventStore.truncate_before``; it is done in steps, and others append between two of them."""
+        try:
+            return self._lifetimes.truncate_before(session_id, seq)
+        finally:
+            self._notifier.appended(session_id)
+
+    def seal(self, session_id: str) -> int:
+        """See ``EventStore.seal``."""
+        last_seq = self._lifetimes.seal(session_id)
+        self._notifier.appended(session_id)
+        return last_seq
+
+    def delete(self, session_id: str) -> None:
+        """See ``EventStore.delete``."""
+        try:
+            self._lifetimes.delete(session_id)
+        finally:
+            self._notifier.appended(session_id)
 
     def watch(self, changed: Callable[[str | None], None]) -> float | None:
         """See ``EventStore.watch``: the server's notifications, on a connection and a thread of their own."""
@@ -297,7 +362,11 @@ class PostgresEventStore(EventStore):
         """
         at = rfc3339(self._clock.time_ns())
         event_id = None if first_event_id is None else first_event_id.encode()
-        self._reader.ask(self._sql.halt, (session_id.encode(), at, reason.encode(errors="backslashreplace"), event_id))
+        values = (session_id.encode(), at, reason.encode(errors="backslashreplace"), event_id)
+        if not self._reader.ask(self._sql.halt, values):
+            row = self._session_row(session_id)  # which is halted already, or deleted
+            if row is not None:
+                row.check_not_deleted(session_id)
         self._log.error("session_halted", session=session_id, reason=reason, first_event_id=first_event_id)
 
     def halted(self, session_id: str) -> HaltRecord | None:
@@ -310,6 +379,7 @@ class PostgresEventStore(EventStore):
         row = self._session_row(session_id)
         if row is None:
             return
+        row.check_not_deleted(session_id)
         _, error = self._verify(session_id, row)
         if error is not None:
             raise error
@@ -341,6 +411,8 @@ class PostgresEventStore(EventStore):
         row = self._session_row(session_id)
         if row is None:
             return []
+        if row.deleted_at is not None:
+            return self._finish_deletion(session_id, row, dry_run=dry_run)
         known = self._known.through(session_id)
         scan = self._scan(session_id, row, known)
         halt = row.halt(session_id)
@@ -371,6 +443,14 @@ class PostgresEventStore(EventStore):
             self._known.forget(session_id)
             self._log.warning("session_repaired", session=session_id, steps=len(steps), originals="logmark_quarantine")
         return steps
+
+    def _finish_deletion(self, session_id: str, row: SessionRow, *, dry_run: bool) -> list[str]:
+        ((left,),) = self._reader.ask(self._sql.left, (row.key,))
+        if not left:
+            return []
+        if not dry_run:
+            self._lifetimes.remove_events(session_id, row.key)
+        return [f"remove {left} events that are left of the session, which was deleted"]
 
     def _scan(self, session_id: str, row: SessionRow, known: int) -> Scan:
         return scan_session(

@@ -25,6 +25,7 @@ from ..protocol import (
     Limits,
     LockTimeout,
     LogCorrupt,
+    SessionDeleted,
     StorageRejected,
     row_seed,
 )
@@ -67,10 +68,15 @@ class _Group:
     def first_event_id(self) -> str | None:
         return next((event.id for request in self.requests for event in request.events), None)
 
-    def fail(self, error: AppendError) -> None:
+    def fail(self, error: AppendError, last_seq: int = 0) -> None:
         """Give every request the same answer."""
         self.results = [
-            BatchResult(session_id=self.session_id, answers=(error,) * len(requests), last_seq_before=0, last_seq=0)
+            BatchResult(
+                session_id=self.session_id,
+                answers=(error,) * len(requests),
+                last_seq_before=last_seq,
+                last_seq=last_seq,
+            )
             for requests in self.batches
         ]
 
@@ -189,7 +195,7 @@ class Appender:
         results: list[BatchResult] = []
         for requests in group.batches:
             answers: list[Appended] = []
-            size = 0
+            size, through_before = 0, through
             for request in requests:
                 answers.append(Appended(through + 1, through + len(request.events)))
                 through += len(request.events)
@@ -202,6 +208,7 @@ class Appender:
                     last_seq=through if answers else before,
                     bytes_written=size,
                     sync_s=took_s if answers else 0.0,
+                    through_before=through_before if answers else None,
                 )
             )
             before = results[-1].last_seq
@@ -277,13 +284,29 @@ class Appender:
         if row.through < known:
             group.fail(log_lost(group.session_id, row.through, known))
             return None
+        if group.in_doubt and (row.deleted_at is not None or row.first_available > known + 1):
+            # What was sent may have been written, and is not there any more to tell.
+            what = "deleted" if row.deleted_at is not None else f"pruned below {row.first_available}"
+            reason = f"the connection was lost, and the session is {what}"
+            group.fail(
+                AppendUncertain(
+                    session_id=group.session_id, reason=reason, first_event_id=group.first_event_id, halted=False
+                )
+            )
+            return None
+        if row.deleted_at is not None:
+            group.fail(
+                SessionDeleted(session_id=group.session_id, last_seq=row.through, deleted_at=row.deleted_at), row.seq
+            )
+            return None
         halt = row.halt(group.session_id)
         if halt is not None and group.in_doubt:
             first_id = group.first_event_id
             reason = f"the connection was lost, and the session has been halted since ({halt.reason})"
             group.fail(AppendUncertain(session_id=group.session_id, reason=reason, first_event_id=first_id))
             return None
-        plan = SessionPlan(group.session_id, seq=row.seq, through=row.through, halt=halt)
+        is_sealed = row.sealed_at is not None
+        plan = SessionPlan(group.session_id, seq=row.seq, through=row.through, halt=halt, sealed=is_sealed)
         batches = group.batches
         if group.in_doubt:
             # What was sent before the connection was lost may be there, under ids that otherwise nobody would look for.

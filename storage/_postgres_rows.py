@@ -6,12 +6,12 @@ import dataclasses
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self, cast
 
 import psycopg
 
-from ..protocol import LogCorrupt, RawEnvelope, StorageUnavailable, row_seed
+from ..protocol import LogCorrupt, RawEnvelope, SeqPruned, SessionDeleted, StorageUnavailable, row_seed
 from ._plan import event_checksum
 from ._postgres_pool import ConnectionLost, Connections, Unreachable
 from ._postgres_schema import Statements
@@ -38,11 +38,24 @@ class SessionRow:
     halted_at: str | None
     halt_reason: bytes | None
     halt_event_id: bytes | None
+    pruned_through: int = 0
+    sealed_at: str | None = None
+    deleted_at: str | None = None
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Self:
         """Make it of the columns that every statement about sessions begins with."""
-        return cls(*values[:6])
+        return cls(*values[:9])
+
+    @property
+    def first_available(self) -> int:
+        """The smallest number that can be read."""
+        return self.pruned_through + 1
+
+    def check_not_deleted(self, session_id: str) -> None:
+        """Raise SessionDeleted for a tombstone."""
+        if self.deleted_at is not None:
+            raise SessionDeleted(session_id=session_id, last_seq=self.through, deleted_at=self.deleted_at)
 
     def halt(self, session_id: str) -> HaltRecord | None:
         """Return why the session is halted, or None."""
@@ -124,7 +137,7 @@ class Reader:
         self._store = store
         self._wait_s = wait_s
 
-    def ask(self, statement: bytes, arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def ask(self, statement: bytes, arguments: Sequence[Any] | Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Return the rows of a statement that changes nothing, or nothing more when it is repeated.
 
         Raises:
@@ -165,31 +178,41 @@ class Events:
         self._sql = statements
         self._session_id = session_id
         self._row = row
+        self.first_available = row.first_available
+        """The smallest number that can be read, as far as it is known."""
         self._seed = row_seed(session_id)
         self._chunk_bytes = chunk_bytes
 
     def upwards(self, from_seq: int, through_seq: int | None) -> Iterator[RawEnvelope]:
-        """Yield the events from a number to another, both included; raises ``LogCorrupt`` at the first damage."""
+        """Yield the events from a number to another, both included; raises ``LogCorrupt`` at the first damage.
+
+        Raises:
+            SeqPruned, SessionDeleted: what comes next was removed meanwhile.
+        """
         last = self._row.seq if through_seq is None else min(through_seq, self._row.seq)
         wanted = max(1, from_seq)
         for row in self.rows(wanted, last):
             if row[0] != wanted:
-                self._check_reserved(wanted, row[0] - 1)
+                self._check_reserved_or_pruned(wanted, row[0] - 1)
             yield self._envelope(row)
             wanted = row[0] + 1
         if wanted <= last:
-            self._check_reserved(wanted, last)
+            self._check_reserved_or_pruned(wanted, last)
 
     def downwards(self, before_seq: int | None) -> Iterator[RawEnvelope]:
-        """Yield the events below a number, the last one first; raises ``LogCorrupt`` at the first damage."""
+        """Yield the events below a number, the last one first; raises ``LogCorrupt`` at the first damage.
+
+        Raises:
+            SessionDeleted: they were removed meanwhile.
+        """
         wanted = self._row.seq if before_seq is None else min(before_seq - 1, self._row.seq)
-        for row in self._pages(self._sql.read_backwards, 1, wanted, backwards=True):
+        for row in self._pages(self._sql.read_backwards, self.first_available, wanted, backwards=True):
             if row[0] != wanted:
                 self._check_reserved(row[0] + 1, wanted)
             yield self._envelope(row)
             wanted = row[0] - 1
-        if wanted >= 1:
-            self._check_reserved(1, wanted)
+        if wanted >= self.first_available:
+            self._check_reserved(self.first_available, wanted)
 
     def rows(self, first: int, last: int) -> Iterator[Row]:
         """Yield the rows from a number to another as they are."""
@@ -217,11 +240,29 @@ class Events:
             raise self.damaged(seq, "the checksum does not match")
         return RawEnvelope.from_stored(self._session_id, seq, head, payload)
 
-    def _check_reserved(self, first: int, last: int) -> None:
+    def _check_reserved(self, first: int, last: int) -> int:
+        """Raise when something is missing that was not pruned; return the first number that is available now.
+
+        Rows and ``first_available`` change in one transaction and the latter never falls, so that whoever finds a row
+        pruned finds here that it was.
+        """
         missing = self.unexplained(first, last)
-        if missing:
-            low, high = missing[0]
-            raise self.damaged(low, f"events {low} to {high} were durable and are missing")
+        if not missing:
+            return self.first_available
+        for values in self._reader.ask(self._sql.session, (self._session_id.encode(),)):
+            row = SessionRow.of(values)
+            row.check_not_deleted(self._session_id)
+            self.first_available = max(self.first_available, row.first_available)
+        for low, high in missing:
+            if high >= self.first_available:
+                lost = max(low, self.first_available)
+                raise self.damaged(lost, f"events {lost} to {high} were durable and are missing")
+        return self.first_available
+
+    def _check_reserved_or_pruned(self, first: int, last: int) -> None:
+        available = self._check_reserved(first, last)
+        if first < available:
+            raise SeqPruned(session_id=self._session_id, seq=first, first_available=available)
 
     def unexplained(self, first: int, last: int) -> list[tuple[int, int]]:
         """Return the ranges of numbers between two that no reservation covers."""

@@ -9,7 +9,7 @@ from ..protocol import SEQ_MAX
 from ._postgres_pool import Connection
 from ._postgres_url import check_schema
 
-__all__ = ["STORE_VERSION", "SchemaUnusable", "Statements", "find_schema", "open_schema"]
+__all__ = ["STORE_VERSION", "NoStore", "SchemaUnusable", "Statements", "find_schema", "open_schema"]
 
 # What is text to us is bytea to the server: ids may hold any character, NUL included, are compared byte by byte, and no
 # encoding or collation of the database can change them. `convert_from(session_id, 'UTF8')` shows one.
@@ -74,6 +74,28 @@ _MIGRATIONS = (
             convert_from(payload, 'UTF8')::json AS payload
         FROM {schema}.logmark_events JOIN {schema}.logmark_sessions USING (session_key);
     """,
+    # A session ends at `final_seq` once it is sealed or deleted: the server itself refuses what a program of an earlier
+    # version would append. A record's token tells who wrote it, also when the answer to that was lost.
+    """
+    ALTER TABLE {schema}.logmark_sessions
+        ADD COLUMN pruned_through bigint NOT NULL DEFAULT 0,
+        ADD COLUMN sealed_at text,
+        ADD COLUMN deleted_at text,
+        ADD COLUMN final_seq bigint,
+        ADD CONSTRAINT logmark_sessions_pruned CHECK (0 <= pruned_through AND pruned_through <= through_seq),
+        ADD CONSTRAINT logmark_sessions_final CHECK (last_seq <= final_seq);
+    COMMENT ON COLUMN {schema}.logmark_sessions.pruned_through IS 'highest number whose event was removed for good';
+    COMMENT ON COLUMN {schema}.logmark_sessions.final_seq IS 'last number of a session that was sealed or deleted';
+    CREATE TABLE {schema}.logmark_records (
+        session_key bigint NOT NULL,
+        name bytea NOT NULL,
+        version bigint NOT NULL CHECK (version > 0),
+        data bytea NOT NULL,
+        checksum bigint NOT NULL,
+        token bytea NOT NULL,
+        PRIMARY KEY (session_key, name)
+    );
+    """,
 )
 """What leads from each version of the tables to the next; a store is at version ``len`` of it."""
 
@@ -93,19 +115,24 @@ class SchemaUnusable(Exception):
     """There is no store in the schema, or one that this version does not know."""
 
 
+class NoStore(SchemaUnusable):
+    """There is no store, and none is to be made."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statements:
     """The statements of one store, with its schema's name in them.
 
     ``append`` is the whole of an append: it raises the counter under the session's row lock, writes the rows with the
-    numbers that it gives, and answers with what it found; or it does nothing at all, when the session is not there or
-    halted, its last event is not the expected one, an id is taken, no number is left, or the log ends before what this
-    process knows of it.
+    numbers that it gives, and answers with what it found; or it does nothing at all, when the session is not there, or
+    halted, sealed or deleted, its last event is not the expected one, an id is taken, no number is left, or the log
+    ends before what this process knows of it.
     """
 
     append: bytes
     add_sessions: bytes
     lock: bytes
+    lock_whole: bytes
     find_ids: bytes
     session: bytes
     last_seqs: bytes
@@ -123,6 +150,22 @@ class Statements:
     take_out: bytes
     load_snapshot: bytes
     save_snapshot: bytes
+    step_end: bytes
+    remove_through: bytes
+    unreserve_through: bytes
+    set_pruned: bytes
+    seal: bytes
+    bury: bytes
+    bury_records: bytes
+    bury_snapshots: bytes
+    bury_reservations: bytes
+    bury_quarantine: bytes
+    left: bytes
+    load_records: bytes
+    insert_record: bytes
+    replace_record: bytes
+    remove_record: bytes
+    take_out_record: bytes
     constraints: bytes
     orphans: bytes
 
@@ -140,7 +183,10 @@ class Statements:
 
 
 _PARTS = {
-    "{session_columns}": "session_key, last_seq, through_seq, halted_at, halt_reason, halt_event_id",
+    "{session_columns}": (
+        "session_key, last_seq, through_seq, halted_at, halt_reason, halt_event_id,"
+        " pruned_through, sealed_at, deleted_at"
+    ),
     "{row_bytes}": "octet_length(head) + octet_length(payload)",
     "{seq_max}": str(SEQ_MAX),
 }
@@ -151,7 +197,7 @@ _STATEMENTS = {
         WITH counted AS (
             UPDATE {schema}.logmark_sessions AS s
             SET prior_seq = last_seq, last_seq = through_seq + %(count)b, through_seq = through_seq + %(count)b
-            WHERE session_id = %(session)b AND halted_at IS NULL AND through_seq >= %(known)b
+            WHERE session_id = %(session)b AND halted_at IS NULL AND final_seq IS NULL AND through_seq >= %(known)b
                 AND through_seq <= {seq_max} - %(count)b
                 AND (%(expected)b::bigint IS NULL OR last_seq = %(expected)b::bigint)
                 AND NOT EXISTS (
@@ -171,9 +217,13 @@ _STATEMENTS = {
         INSERT INTO {schema}.logmark_sessions (session_id)
         SELECT id FROM unnest(%b::bytea[]) AS each (id) ORDER BY id ON CONFLICT DO NOTHING
     """,
+    # Stronger than what an append takes: whoever saves a record, and so holds the row by its key, is waited for.
+    "lock_whole": """
+        SELECT session_id, {session_columns} FROM {schema}.logmark_sessions WHERE session_id = %b FOR UPDATE
+    """,
     "lock": """
         SELECT session_id, {session_columns} FROM {schema}.logmark_sessions
-        WHERE session_id = ANY (%b::bytea[]) ORDER BY session_id FOR UPDATE
+        WHERE session_id = ANY (%b::bytea[]) ORDER BY session_id FOR NO KEY UPDATE
     """,
     "find_ids": """
         SELECT s.session_id, e.event_id, e.event_seq
@@ -183,7 +233,7 @@ _STATEMENTS = {
     """,
     "session": "SELECT {session_columns} FROM {schema}.logmark_sessions WHERE session_id = %b",
     "last_seqs": """
-        SELECT session_id, last_seq, through_seq FROM {schema}.logmark_sessions WHERE session_id = ANY (%b::bytea[])
+        SELECT session_id, {session_columns} FROM {schema}.logmark_sessions WHERE session_id = ANY (%b::bytea[])
     """,
     "info": """
         SELECT {session_columns},
@@ -192,7 +242,9 @@ _STATEMENTS = {
     """,
     "sessions": """
         SELECT session_id FROM {schema}.logmark_sessions
-        WHERE session_id > %b AND (through_seq > 0 OR halted_at IS NOT NULL) ORDER BY session_id LIMIT %b
+        WHERE session_id > %b AND deleted_at IS NULL
+            AND (through_seq > 0 OR halted_at IS NOT NULL OR sealed_at IS NOT NULL)
+        ORDER BY session_id LIMIT %b
     """,
     # As many rows as there may be in a page, and of those as many as fit into its bytes, but at least one.
     "read": """
@@ -224,7 +276,7 @@ _STATEMENTS = {
         VALUES (%b, %s, %b, %b)
         ON CONFLICT (session_id) DO UPDATE SET
             halted_at = excluded.halted_at, halt_reason = excluded.halt_reason, halt_event_id = excluded.halt_event_id
-        WHERE s.halted_at IS NULL
+        WHERE s.halted_at IS NULL AND s.deleted_at IS NULL RETURNING session_key
     """,
     "clear_halt": """
         UPDATE {schema}.logmark_sessions SET halted_at = NULL, halt_reason = NULL, halt_event_id = NULL
@@ -233,7 +285,8 @@ _STATEMENTS = {
     "counters": """
         SELECT s.last_seq, s.through_seq,
             (SELECT max(event_seq) FROM {schema}.logmark_events AS e WHERE e.session_key = s.session_key),
-            (SELECT max(last_seq) FROM {schema}.logmark_reservations AS r WHERE r.session_key = s.session_key)
+            (SELECT max(last_seq) FROM {schema}.logmark_reservations AS r WHERE r.session_key = s.session_key),
+            s.pruned_through, s.deleted_at
         FROM {schema}.logmark_sessions AS s WHERE session_key = %b
     """,
     "set_counters": "UPDATE {schema}.logmark_sessions SET last_seq = %b, through_seq = %b WHERE session_key = %b",
@@ -256,20 +309,79 @@ _STATEMENTS = {
         SELECT e.session_key, %b, e.event_seq, e.checksum, %b, %b
         FROM {schema}.logmark_events AS e JOIN {schema}.logmark_sessions AS s USING (session_key),
             (SELECT set_config('synchronous_commit', 'off', true)) AS unsynced
-        WHERE s.session_id = %b AND e.event_seq = %b
+        WHERE s.session_id = %b AND e.event_seq = %b AND s.deleted_at IS NULL
+        FOR KEY SHARE OF s
         ON CONFLICT (session_key, name) DO UPDATE SET
             event_seq = excluded.event_seq, event_checksum = excluded.event_checksum,
             data = excluded.data, checksum = excluded.checksum
+    """,
+    # The end of events and of sessions: each of these is run while the session's row is locked.
+    "step_end": """
+        SELECT event_seq FROM {schema}.logmark_events
+        WHERE session_key = %b AND event_seq <= %b ORDER BY event_seq LIMIT 1 OFFSET %b
+    """,
+    "remove_through": "DELETE FROM {schema}.logmark_events WHERE session_key = %b AND event_seq <= %b",
+    "unreserve_through": "DELETE FROM {schema}.logmark_reservations WHERE session_key = %b AND last_seq <= %b",
+    "set_pruned": "UPDATE {schema}.logmark_sessions SET pruned_through = %b WHERE session_key = %b",
+    "seal": "UPDATE {schema}.logmark_sessions SET sealed_at = %s, final_seq = last_seq WHERE session_key = %b",
+    "bury": """
+        UPDATE {schema}.logmark_sessions SET
+            deleted_at = %(at)s, last_seq = %(through)b, through_seq = %(through)b, final_seq = %(through)b,
+            pruned_through = %(through)b, sealed_at = NULL, halted_at = NULL, halt_reason = NULL, halt_event_id = NULL
+        WHERE session_key = %(key)b
+    """,
+    "bury_records": "DELETE FROM {schema}.logmark_records WHERE session_key = %b",
+    "bury_snapshots": "DELETE FROM {schema}.logmark_snapshots WHERE session_key = %b",
+    "bury_reservations": "DELETE FROM {schema}.logmark_reservations WHERE session_key = %b",
+    "bury_quarantine": "DELETE FROM {schema}.logmark_quarantine WHERE session_key = %b",
+    "left": "SELECT count(*) FROM {schema}.logmark_events WHERE session_key = %b",
+    # Records are kept under the session's key, which only a deletion takes away: no append waits for one.
+    "load_records": """
+        SELECT s.session_key, s.through_seq, s.deleted_at, r.name, r.version, r.data, r.checksum, r.token
+        FROM {schema}.logmark_sessions AS s
+        LEFT JOIN {schema}.logmark_records AS r
+            ON r.session_key = s.session_key AND (%(name)b::bytea IS NULL OR r.name = %(name)b::bytea)
+        WHERE s.session_id = %(session)b ORDER BY r.name
+    """,
+    "insert_record": """
+        INSERT INTO {schema}.logmark_records (session_key, name, version, data, checksum, token)
+        SELECT session_key, %(name)b, 1, %(data)b, %(checksum)b, %(token)b FROM (
+            SELECT session_key FROM {schema}.logmark_sessions
+            WHERE session_id = %(session)b AND deleted_at IS NULL FOR KEY SHARE
+        ) AS s
+        ON CONFLICT DO NOTHING RETURNING version
+    """,
+    "replace_record": """
+        WITH s AS (
+            SELECT session_key FROM {schema}.logmark_sessions
+            WHERE session_id = %(session)b AND deleted_at IS NULL FOR KEY SHARE
+        )
+        UPDATE {schema}.logmark_records AS r
+        SET version = version + 1, data = %(data)b, checksum = %(checksum)b, token = %(token)b
+        FROM s WHERE r.session_key = s.session_key AND name = %(name)b AND version = %(version)b RETURNING version
+    """,
+    "remove_record": """
+        DELETE FROM {schema}.logmark_records AS r USING {schema}.logmark_sessions AS s
+        WHERE s.session_id = %(session)b AND r.session_key = s.session_key
+            AND name = %(name)b AND version = %(version)b RETURNING version
+    """,
+    "take_out_record": """
+        WITH bad AS (
+            DELETE FROM {schema}.logmark_records WHERE session_key = %b AND name = %b
+            RETURNING session_key, name, data, checksum
+        )
+        INSERT INTO {schema}.logmark_quarantine (session_key, event_seq, checksum, event_id, payload, reason)
+        SELECT session_key, 0, checksum, name, data, %b FROM bad
     """,
     "constraints": """
         SELECT count(*) FROM pg_constraint JOIN pg_index ON pg_index.indexrelid = conindid
         WHERE conrelid = '{schema}.logmark_events'::regclass AND contype IN ('p', 'u') AND indisvalid
     """,
     "orphans": """
-        SELECT count(*) FROM {schema}.logmark_events
-        WHERE NOT EXISTS (
-            SELECT FROM {schema}.logmark_sessions AS s WHERE s.session_key = logmark_events.session_key
-        )
+        SELECT count(*) FROM (
+            SELECT session_key FROM {schema}.logmark_events UNION ALL SELECT session_key FROM {schema}.logmark_records
+        ) AS owned
+        WHERE NOT EXISTS (SELECT FROM {schema}.logmark_sessions AS s WHERE s.session_key = owned.session_key)
     """,
 }
 
@@ -299,7 +411,8 @@ def open_schema(connection: Connection, schema: str, *, create: bool) -> None:
     Whoever is first does it, in one transaction and under an advisory lock; the others wait for it.
 
     Raises:
-        SchemaUnusable: there is no store and none is to be made, or it is of a newer version.
+        SchemaUnusable: it is of a newer version.
+        NoStore: there is no store and none is to be made.
         psycopg.Error: the server does not allow it.
     """
     version = _version(connection, schema)
@@ -310,7 +423,7 @@ def open_schema(connection: Connection, schema: str, *, create: bool) -> None:
             f"expected store version {STORE_VERSION}, found {version}; open it with the version of logmark that made it"
         )
     if version is None and not create:
-        raise SchemaUnusable(f"there is no store in schema {schema!r}")
+        raise NoStore(f"there is no store in schema {schema!r}")
     with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"logmark {schema}",))
         version = _version(connection, schema) or 0

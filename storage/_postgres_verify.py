@@ -8,6 +8,7 @@ from typing import cast
 from psycopg.types.numeric import Int8
 
 from ..protocol import LogCorrupt, row_seed
+from ._postgres_lifetimes import damaged_records
 from ._postgres_pool import Connection
 from ._postgres_rows import Events, Reader, SessionRow, row_problem
 from ._postgres_schema import Statements
@@ -28,17 +29,19 @@ class Scan:
         missing: first and last number of each gap that nothing explains.
         last: number of the last sound row, 0 when there is none.
         counters: what is wrong with the counters, or None.
+        records: name and reason of each record that cannot be trusted.
     """
 
     bad: list[tuple[int, str]] = dataclasses.field(default_factory=list[tuple[int, str]])
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list[tuple[int, int]])
     last: int = 0
     counters: str | None = None
+    records: list[tuple[bytes, str]] = dataclasses.field(default_factory=list[tuple[bytes, str]])
 
     @property
     def is_sound(self) -> bool:
         """Whether there is nothing to mend."""
-        return not self.bad and not self.missing and self.counters is None
+        return not self.bad and not self.missing and self.counters is None and not self.records
 
 
 def scan_session(
@@ -57,8 +60,11 @@ def scan_session(
     events = Events(reader, statements, session_id, row, chunk_bytes=chunk_bytes)
     seed = row_seed(session_id)
     scan = Scan()
-    wanted = 1
+    wanted = row.first_available
     for each in events.rows(1, row.through):
+        if each[0] < row.first_available:
+            scan.bad.append((each[0], f"it is below {row.first_available}, the first number that is available"))
+            continue
         if each[0] > wanted:
             scan.missing += events.unexplained(wanted, each[0] - 1)
         wanted = each[0] + 1
@@ -71,11 +77,18 @@ def scan_session(
     if wanted <= through:
         scan.missing += events.unexplained(wanted, through)
     # In one statement, which sees rows and counters as of one moment, whoever appends meanwhile.
-    for last_seq, through_seq, last_row, last_reserved in reader.ask(statements.counters, (row.key,)):
-        if (last_row or 0) != last_seq and not scan.bad and not scan.missing:
+    counters = reader.ask(statements.counters, (row.key,))
+    for last_seq, through_seq, last_row, last_reserved, pruned, deleted_at in counters:
+        if deleted_at is not None:
+            return Scan()  # somebody has removed it meanwhile, and what it lacked with it
+        scan.missing = [(max(low, pruned + 1), high) for low, high in scan.missing if high > pruned]
+        wanted = last_seq if last_seq > pruned else 0
+        if (last_row or 0) != wanted and not scan.bad and not scan.missing:
             scan.counters = f"the last event is said to be {last_seq}, and it is {last_row or 0}"
         elif max(last_row or 0, last_reserved or 0) > through_seq:
             scan.counters = f"the numbers are said to be used through {through_seq}, and {last_row} is"
+    rows = reader.ask(statements.load_records, {"session": session_id.encode(), "name": None})
+    scan.records = damaged_records(session_id, rows)
     return scan
 
 
@@ -84,6 +97,13 @@ def verify_session(
 ) -> tuple[list[Finding], LogCorrupt | None]:
     """Return what is wrong with a session, and the first of it as an error; a halt is a finding and no error."""
     findings: list[Finding] = []
+    if row.deleted_at is not None:
+        ((left,),) = reader.ask(statements.left, (row.key,))
+        if left:
+            detail = f"{left} events are left of a session that was deleted at {row.deleted_at}; delete it again"
+            place = "logmark_events"
+            findings.append(Finding(session_id=session_id, kind="damage", detail=detail, harmless=True, place=place))
+        return findings, None
     halt = row.halt(session_id)
     if halt is not None:
         detail = f"halted since {halt.at}: {halt.reason}"
@@ -110,6 +130,9 @@ def verify_session(
                 place="logmark_sessions" if seq is None else "logmark_events",
             )
         )
+    for _, reason in scan.records:  # which are no reason to keep a session halted
+        place = "logmark_records"
+        findings.append(Finding(session_id=session_id, kind="damage", detail=reason, harmless=False, place=place))
     return findings, error
 
 
@@ -121,7 +144,7 @@ def verify_schema(reader: Reader, statements: Statements) -> list[Finding]:
         found.append("logmark_events lacks a constraint on (session, number) or on (session, event id)")
     ((orphans,),) = reader.ask(statements.orphans, ())
     if orphans:
-        found.append(f"{orphans} rows of logmark_events belong to no session")
+        found.append(f"{orphans} rows of logmark_events and logmark_records belong to no session")
     return [
         Finding(session_id="", kind="damage", detail=detail, harmless=False, place="logmark_events") for detail in found
     ]
@@ -145,7 +168,7 @@ def repair_locked(
         steps.append(f"put event {seq} into logmark_quarantine ({reason}), its number stays used")
         if not dry_run:
             connection.execute(statements.take_out, (row.key, seq, reason.encode()))
-    lost = sorted([*scan.missing, *((seq, seq) for seq, _ in scan.bad)])
+    lost = sorted([*scan.missing, *((seq, seq) for seq, _ in scan.bad if seq >= row.first_available)])
     for first, last in scan.missing:
         steps.append(f"mark the numbers {first} to {last}, whose events are lost, as used")
     if not dry_run:
@@ -153,11 +176,16 @@ def repair_locked(
             connection.execute(
                 statements.reserve, (Int8(row.key), Int8(first), Int8(last), b"lost, and marked as used by a repair")
             )
-    ((_, through, last_row, last_reserved),) = cast(
-        "list[tuple[int, int, int | None, int | None]]",
+    for name, reason in scan.records:
+        steps.append(f"put record {name.decode(errors='replace')!r} into logmark_quarantine ({reason})")
+        if not dry_run:
+            connection.execute(statements.take_out_record, (Int8(row.key), name, reason.encode()))
+    ((_, through, last_row, last_reserved, _, _),) = cast(
+        "list[tuple[int, int, int | None, int | None, int, str | None]]",
         connection.execute(statements.counters, (row.key,), binary=True).fetchall(),
     )
     wanted = (last_row or 0) if not dry_run else scan.last
+    wanted = wanted or min(row.seq, row.pruned_through)  # the last event may be pruned
     through = max(through, last_row or 0, last_reserved or 0, known)
     if scan.counters is not None or (wanted, through) != (row.seq, row.through):
         steps.append(f"set the last event to {wanted}, and the numbers that are used to {through}")

@@ -73,7 +73,7 @@ class Recovery:
         else:
             # The rows before this segment have lower numbers; its name tells the number it starts with. The number of
             # the last event only differs from that after a reservation, and then the rows say so.
-            seq = first - 1 if has_older else 0
+            seq = first - 1 if has_older else min(self._reader.lifetime().last_below, first - 1)
             scan = segment.scan(header_end, seq, first - 1)
         if scan.problem is not None:
             raise scan.problem

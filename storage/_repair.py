@@ -38,7 +38,8 @@ from ..protocol import (
 from ._files import Files, make_file, write_all
 from ._halt import HaltMarker
 from ._head import Head
-from ._layout import HEAD, QUARANTINE, REPAIR, is_derived, segment_first_seq, segment_name
+from ._layout import HEAD, LIFETIME, QUARANTINE, REPAIR, available, is_derived, segment_first_seq, segment_name
+from ._lifetime import LifetimeFile
 from ._logging import Logger
 from ._segment import RowCheck, blocks_of, encode_header, encode_reservation
 from ._verify import read_head, verify_session
@@ -62,12 +63,12 @@ class _Kept:
 class _Walk:
     """Applies the rules to the rows in order and notes what they do."""
 
-    def __init__(self, session_id: str) -> None:
+    def __init__(self, session_id: str, last_below: int) -> None:
         self._session_id = session_id
         self._seed = row_seed(session_id)
         self._check = RowCheck(session_id)
         self.steps: list[str] = []
-        self.seq = 0
+        self.seq = last_below
         self.through = 0
 
     def rows(self, lines: Iterator[tuple[str, int, bytes]], first: int, head: Head | None) -> Iterator[_Kept]:
@@ -217,10 +218,17 @@ class _Repair:
         self._seed = row_seed(session_id)
         self._marker = marker
         self._quarantine = os.path.join(path, QUARANTINE)
+        self._lifetime_file = LifetimeFile(files, session_id, path)
+        self._lifetime = self._lifetime_file.read_or_default()
 
     def run(self, *, dry_run: bool) -> list[str]:
+        mended = self._mended_lifetime()
+        if mended is not None and self._lifetime.deleted_at is not None:
+            if not dry_run:
+                self._lifetime_file.write(self._lifetime, sync=True)
+            return [mended]
         interrupted = self._interrupted()
-        if interrupted is None and not self._segments(self._path):
+        if mended is None and interrupted is None and not self._segments(self._path):
             return self._run_empty(dry_run=dry_run)
         source = interrupted or self._path
         findings, error = verify_session(self._files, self._session_id, source, self._seed, self._limits)
@@ -230,15 +238,16 @@ class _Repair:
         if interrupted is None and halted is None and all(finding.harmless for finding in findings):
             return []
         steps = ["start again from the originals of an interrupted repair"] if interrupted else []
+        steps += [] if mended is None else [mended]
         head = read_head(self._files, source, self._seed)
-        walk = _Walk(self._session_id)
+        walk = _Walk(self._session_id, self._lifetime.last_below)
         if error is None:
             steps += [f"{finding.place or 'head'}: {finding.detail}" for finding in findings if finding.kind != "halt"]
         if dry_run:
             for _ in self._walk_all(walk, source, head):
                 pass
         else:
-            self._apply(walk, head, interrupted)
+            self._apply(walk, head, interrupted, is_mended=mended is not None)
         steps += walk.steps
         if halted is not None:
             steps.append(f"write the log anew and clear the halt ({halted.reason})")
@@ -248,8 +257,8 @@ class _Repair:
         """A session without a segment has nothing to repair but its halt, and what its head says is lost."""
         head = read_head(self._files, self._path, self._seed)
         halted = self._marker.read()
-        walk = _Walk(self._session_id)
-        lines = list(walk.rows(iter(()), 1, head))
+        walk = _Walk(self._session_id, self._lifetime.last_below)
+        lines = list(walk.rows(iter(()), self._lifetime.first_available, head))
         if lines and not dry_run:
             self._write_segments(iter(lines))
             self._publish(walk)
@@ -259,11 +268,13 @@ class _Repair:
                 self._marker.remove()
         return walk.steps
 
-    def _apply(self, walk: _Walk, head: Head | None, interrupted: str | None) -> None:
+    def _apply(self, walk: _Walk, head: Head | None, interrupted: str | None, *, is_mended: bool) -> None:
         self._marker.write(
             "a repair is under way or was interrupted: run 'logmark repair'", self._time_ns, None, self._log
         )
         originals = interrupted or self._copy_originals()
+        if is_mended:
+            self._lifetime_file.write(self._lifetime, sync=True)
         self._write_segments(self._walk_all(walk, originals, head))
         self._publish(walk)
         _, error = verify_session(self._files, self._session_id, self._path, self._seed, self._limits)
@@ -273,6 +284,15 @@ class _Repair:
         self._marker.remove()
         kept = os.path.relpath(originals, self._path)
         self._log.warning("session_repaired", steps=len(walk.steps), originals=kept)
+
+    def _mended_lifetime(self) -> str | None:
+        """Learn what becomes of a damaged lifetime file, and return a sentence about it; None when it is sound."""
+        head = read_head(self._files, self._path, self._seed)
+        found = self._lifetime_file.mended(self._segments(self._path), 0 if head is None else head.through)
+        if found is None:
+            return None
+        self._lifetime = found[0]
+        return found[1]
 
     def _interrupted(self) -> str | None:
         """Return the originals of a repair that had copied them and did not come to its end."""
@@ -298,7 +318,7 @@ class _Repair:
         while not files.mkdir(target_path := os.path.join(self._quarantine, f"{REPAIR}{number}")):
             number += 1
         try:
-            for name in [*(segment_name(first) for first in self._segments(self._path)), HEAD]:
+            for name in [*(segment_name(first) for first in self._segments(self._path)), HEAD, LIFETIME]:
                 self._copy(name, target_path)
         except OSError:
             for name in files.listdir(target_path):
@@ -315,7 +335,7 @@ class _Repair:
         try:
             source = files.open(os.path.join(self._path, name), write=False)
         except FileNotFoundError:
-            return  # a head may be missing
+            return  # a head may be missing, and most sessions have no lifetime file
         try:
             target = files.open(os.path.join(target_path, name), write=True, create=True)
             try:
@@ -332,7 +352,8 @@ class _Repair:
 
     def _walk_all(self, walk: _Walk, source: str, head: Head | None) -> Iterator[_Kept]:
         segments = self._segments(source)
-        return walk.rows(self._lines(source, segments), segments[0], head)
+        first = min([self._lifetime.first_available, *segments[:1]])
+        return walk.rows(self._lines(source, segments), first, head)
 
     def _lines(self, source: str, segments: list[int]) -> Iterator[tuple[str, int, bytes]]:
         for first in segments:
@@ -401,7 +422,8 @@ class _Repair:
             names = self._files.listdir(path)
         except FileNotFoundError:
             return []
-        return sorted(first for first in map(segment_first_seq, names) if first is not None)
+        found = sorted(first for first in map(segment_first_seq, names) if first is not None)
+        return available(found, self._lifetime.first_available)
 
 
 def repair_session(

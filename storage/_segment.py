@@ -333,6 +333,10 @@ class Segment:
         line = next((lines[0] for _, lines, _ in blocks_of(self._files, self._fd, _BISECT_BYTES, offset)), b"")
         return (offset, line) if self._is_sound(line) and row_seq(line) == seq else None
 
+    def offset_of(self, seq: int, size: int) -> int:
+        """Return the offset of the first row numbered ``seq`` or more; ``size``: where the durable rows end."""
+        return self._find(seq, self.header_end(), size)
+
     def line_at(self, offset: int) -> bytes:
         """Return the line that starts at an offset, its newline removed; LogCorrupt when it is no sound row."""
         line = next((lines[0] for _, lines, _ in blocks_of(self._files, self._fd, _BISECT_BYTES, offset)), b"")

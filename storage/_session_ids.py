@@ -8,6 +8,7 @@ and made again when they are missing. A filter over the tables answers for most 
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
@@ -23,6 +24,7 @@ from ._segment import encode_header
 __all__ = ["IdsUnknown", "SessionIds"]
 
 _RECENT_MAX = 4096
+_MADE_MAX = 64  # the bounds of so many ids cost hardly more than those of one
 _SLOT_BITS = 22
 _TABLES_IN_FILTER = 64
 _LOOKUPS_UNFILTERED = 4096  # as many cost what it costs to put a table into the filter
@@ -152,10 +154,12 @@ class SessionIds:
         "_log",
         "_made",
         "_made_end",
+        "_made_ids",
         "_made_segment",
         "_reader",
         "_unfiltered",
         "_unfiltered_bounds",
+        "first_available",
     )
 
     def __init__(self, env: FileEnv, reader: LogReader, log: Logger) -> None:
@@ -164,6 +168,9 @@ class SessionIds:
         self._log = log
         self._made_segment = self._made_end = -1
         self._made: IdBounds | None = None
+        self._made_ids: list[str] = []  # those that the bounds do not cover yet
+        self.first_available = 1
+        """The first number that is kept; the ids of others are free again. Call ``forget`` when it changes."""
         self.forget()
 
     def forget(self) -> None:
@@ -187,13 +194,21 @@ class SessionIds:
                 self._learn(live, events, rows, end)
             return
         if segment != self._made_segment:
-            self._made_segment, self._made = segment, None
+            self._made_segment, self._made, self._made_ids = segment, None, []
             is_first = start == len(encode_header(self._reader.session_id, segment))
             self._made_end = start if is_first else -1
         if start == self._made_end:  # else others have been here, and this process does not know all ids
-            ids = [event.id for event in events]
-            self._made = IdBounds.of(ids) if self._made is None else self._made.and_of(ids)
+            self._made_ids += [event.id for event in events]
             self._made_end = end
+            if len(self._made_ids) >= _MADE_MAX:
+                self._bounds_made()
+
+    def _bounds_made(self) -> IdBounds | None:
+        """Return the bounds of the ids that this process has given to the segment's rows."""
+        ids, self._made_ids = self._made_ids, []
+        if ids:
+            self._made = IdBounds.of(ids) if self._made is None else self._made.and_of(ids)
+        return self._made
 
     def _learn(self, live: _LiveIds, events: Sequence[EncodedEvent], rows: bytes, end: int) -> None:
         entries: list[tuple[int, int]] = []
@@ -233,7 +248,7 @@ class SessionIds:
                 self._learn_closed([tail.segment], are_filtered=self._filter is not None)
                 self._live = _LiveIds(fresh.segment, fresh.inode)
             elif (self._made_segment, self._made_end) == (tail.segment, tail.size):
-                self._save(tail.segment, self._made, None)
+                self._save(tail.segment, self._bounds_made(), None)
         except IdsUnknown:  # others have closed segments meanwhile
             self.forget()
         except Exception as error:  # it is derived: who looks for an id makes it
@@ -247,7 +262,8 @@ class SessionIds:
             LogCorrupt, SchemaMismatch: the rows of such a segment cannot be read.
             WouldWait: there is one to make, and this thread must not take that long.
         """
-        self._learn_closed(self._reader.segments()[:-1])
+        with contextlib.suppress(FileNotFoundError):  # one was pruned meanwhile: whoever asks again finds fewer
+            self._learn_closed(self._reader.segments()[:-1])
 
     def numbers_of(self, ids: Sequence[str], tail: Tail) -> dict[str, int]:
         """Return the numbers of those ids that are in the log, which ends at ``tail``; raises as ``catch_up`` does."""
@@ -295,6 +311,7 @@ class SessionIds:
 
     def compact(self) -> None:
         """Take as little memory as possible: the session is idle."""
+        self._bounds_made()
         if self._live is not None and self._live.recent:
             moved = self._live.compact()
             if self._filter is not None:
@@ -363,8 +380,8 @@ class SessionIds:
         with self._reader.opened(first) as (segment, _):
             for offset in offsets:
                 line = segment.line_at(offset)
-                if id_of_row(line) == encoded:
-                    return row_seq(line)
+                if id_of_row(line) == encoded and (seq := row_seq(line)) >= self.first_available:
+                    return seq
         return None
 
     # -- tables -------------------------------------------------------------------------------------------------

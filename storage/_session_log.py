@@ -8,10 +8,11 @@ cache no longer says what the disk holds (Rebello et al., "Can Applications Reco
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from ..protocol import (
@@ -19,18 +20,19 @@ from ..protocol import (
     AppendError,
     AppendUncertain,
     LockTimeout,
-    RawEnvelope,
     SequenceExhausted,
+    SessionDeleted,
     SessionHalted,
+    SessionSealed,
     StorageRejected,
     encode_rows,
     row_seed,
 )
 from ._files import make_file, write_all
 from ._halt import HaltMarker
-from ._head import Head
 from ._head_file import HeadFile
 from ._layout import HALT, LOCK, segment_name
+from ._lifetime import Lifetime
 from ._lock import FileLockGuard, Held
 from ._log_reader import FileEnv, LogReader
 from ._patience import WouldWait, catch_up, may_wait
@@ -39,18 +41,16 @@ from ._recovery import Recovery, Tail
 from ._repair import repair_session
 from ._segment import encode_header, encode_reservation
 from ._session_ids import IdsUnknown, SessionIds
-from ._snapshots import SnapshotFiles
 from ._store import Appended, AppendRequest, BatchResult, HaltRecord
 from ._undisturbed import Undisturbed
 
 __all__ = ["SessionLog"]
 
 _NOT_WRITTEN = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_UNMENDABLE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})  # but readable
 
 
 class SessionLog:
-    """The log of one session. Safe from any thread; appends of one process take turns on ``_mutex``."""
+    """Writing the log of one session. Safe from any thread; appends of one process take turns on ``_mutex``."""
 
     def __init__(self, env: FileEnv, session_id: str, path: str) -> None:
         self._env = env
@@ -71,8 +71,8 @@ class SessionLog:
         self._named_path = ""
         self._log = env.log.bind(session=session_id)
         self._head = HeadFile(env.files, path, self._seed, self._log)
-        self._snapshots: SnapshotFiles | None = None
         self._reader = LogReader(env, session_id, path)
+        self._lifetime = Lifetime()  # as of the last recovery; who changes it makes every process recover
         self._ids = SessionIds(env, self._reader, self._log)
         self._recovery = Recovery(env, self._reader, sync=self._sync, sync_dir=self._sync_dir, log=self._log)
 
@@ -113,6 +113,8 @@ class SessionLog:
         """Return the result of a batch that did not come to the log, with what the head says of the session."""
         try:
             seq = (self._reader.read_head() or self._reader.scan_position(damaged_ok=True)).seq
+        except SessionDeleted as error:
+            seq = error.last_seq
         except (AppendError, OSError):
             seq = 0 if self._tail is None else self._tail.seq
         return BatchResult(session_id=self.session_id, answers=answers, last_seq_before=seq, last_seq=seq)
@@ -121,6 +123,8 @@ class SessionLog:
         """Use up the numbers to ``through_seq`` with a row that says so."""
         with self._mutex, self._locked():
             tail = self._tail_or_new()
+            if self._lifetime.sealed:
+                raise SessionSealed(session_id=self.session_id, last_seq=tail.seq)
             if through_seq > SEQ_MAX:
                 raise SequenceExhausted(session_id=self.session_id, last_seq=tail.through)
             if through_seq > tail.through:
@@ -129,14 +133,14 @@ class SessionLog:
                 )
 
     def _commit(self, requests: Sequence[AppendRequest]) -> BatchResult:
-        tail = self._tail_or_new()
+        tail = self._tail or self._tail_or_new()
         plan: BatchPlan | None = None
         answers: Sequence[Appended | AppendError]
-        plain = number_plainly(requests, tail.through)
+        plain = None if self._lifetime.sealed else number_plainly(requests, tail.through)
         if plain is not None:
             answers, events = plain
         else:
-            session = SessionPlan(self.session_id, seq=tail.seq, through=tail.through)
+            session = SessionPlan(self.session_id, seq=tail.seq, through=tail.through, sealed=self._lifetime.sealed)
             plan = session.plan(requests, self._ids.numbers_of(ids_in_doubt(requests), tail))
             answers, events = plan.answers, plan.events
         if not events:
@@ -163,11 +167,12 @@ class SessionLog:
             last_seq=last,
             bytes_written=len(rows),
             sync_s=sync_s,
+            through_before=first - 1,
         )
 
     def _write(self, rows: bytes, seq: int, through: int, first_event_id: str | None) -> float:
         """Make rows durable and advance the tail; return the seconds that the sync took."""
-        tail = self._tail_or_new()
+        tail = self._tail or self._tail_or_new()
         if self._segment_fd is None or (
             tail.size + len(rows) > self._env.limits.segment_bytes_max and tail.through >= tail.segment
         ):
@@ -285,6 +290,7 @@ class SessionLog:
         if self._halt is not None:
             record = self._halt_marker.read()
             if record is not None:
+                self._refuse_deleted()
                 raise self._halted_error(record)
         if self._lock is None:
             self._files.mkdir(self.path)  # its name is synced when the first segment is made
@@ -307,7 +313,7 @@ class SessionLog:
 
     def _tail_or_new(self) -> Tail:
         if self._tail is None:
-            self._tail = Tail(0, 0, 0, 0, 0)
+            self._tail = Tail(self._lifetime.last_below, self._lifetime.first_available - 1, 0, 0, 0)
         return self._tail
 
     def _tail_is_known(self) -> bool:
@@ -362,15 +368,19 @@ class SessionLog:
         commits go, and the rest is put aside.
         """
         self._close_data()
+        self._refuse_deleted()
         self._halt = self._halt_marker.read()
         if self._halt is not None:
             raise self._halted_error(self._halt)
+        self._learn_lifetime()
         segments = self._reader.segments(clean=True)
         head = self._reader.read_head()
         if not segments:
+            pruned = self._lifetime.first_available - 1
             through = max(self._through_seen, 0 if head is None else head.through)
-            if through > 0:
-                raise self._reader.lost(through, 0, None, 0)
+            if through > pruned:
+                raise self._reader.lost(through, pruned, None, 0)
+            self._tail = None
             self._checked = True
             return
         first = segments[-1]
@@ -396,11 +406,30 @@ class SessionLog:
             self._log.debug("foreign_events_found", through=tail.through, through_known=self._through_seen)
         self._through_seen = tail.through
 
+    def _refuse_deleted(self) -> None:
+        lifetime = self._reader.lifetime()
+        if lifetime.deleted_at is not None:
+            raise self._reader.lifetime_file.deleted(lifetime)
+
+    def _learn_lifetime(self) -> None:
+        """Read what is kept of the session, and remove what a crash has left of the rest. Must hold the lock."""
+        lifetime = self._reader.lifetime_file.read()
+        if lifetime != self._lifetime:
+            if self._env.sync:  # whoever has written it may have died before its name was durable
+                self._files.sync_dir(self.path)
+            self._lifetime = lifetime
+            self._ids.forget()
+            self._ids.first_available = lifetime.first_available
+        if lifetime.first_available > 1:
+            with contextlib.suppress(OSError):  # nobody reads it, and the next one tries again
+                self._reader.remove_pruned(lifetime.first_available, through=lifetime.first_available)
+
     # -- halting ------------------------------------------------------------------------------------------------
 
     def halt(self, reason: str, first_event_id: str | None) -> None:
         """Refuse appends and replays from now on, durably."""
         with self._mutex:
+            self._refuse_deleted()
             self._files.mkdir(self.path)
             self._sync_dir(os.path.dirname(self.path))
             # Under the lock, so that no append of another process puts its own head over the one that says "halted".
@@ -416,12 +445,14 @@ class SessionLog:
                     lock.release()
 
     def halted(self) -> HaltRecord | None:
-        """Return the marker on disk, or the halt that could not be written there."""
-        return self._halt_marker.read()
+        """Return the marker on disk, or the halt that could not be written there; a deleted session has none."""
+        record = self._halt_marker.read()
+        return None if record is not None and self._reader.lifetime().deleted_at is not None else record
 
     def clear_halt(self, verify: Callable[[], None]) -> None:
         """Let the session go on after ``verify`` has not raised."""
         with self._mutex:
+            self._refuse_deleted()
             verify()
             self._halt_marker.remove()
             self._halt = None
@@ -444,6 +475,8 @@ class SessionLog:
             if not lock.acquire(self._env.clock, wait_s):
                 raise LockTimeout(session_id=self.session_id, waited_s=wait_s, holder_pid=lock.holder_pid())
             try:
+                if self._reader.lifetime().deleted_at is not None:
+                    return []
                 return repair_session(
                     self._env.files,
                     self.session_id,
@@ -476,96 +509,6 @@ class SessionLog:
 
     def _halted_error(self, record: HaltRecord) -> SessionHalted:
         return SessionHalted(session_id=self.session_id, reason=record.reason, halted_at=record.at)
-
-    # -- reading ------------------------------------------------------------------------------------------------
-
-    def position(self, *, halted_ok: bool = False, check: bool = True) -> Head:
-        """Return how far the log is durable; the first call of a process checks the end of the log.
-
-        Args:
-            halted_ok: answer for a halted session too.
-            check: False to take what the head says, when the end of the log is known to be damaged.
-        """
-        if self._head.unwritten is not None and self._mutex.acquire(blocking=False):
-            try:
-                self._write_late()
-            finally:
-                self._mutex.release()
-        head = self._known_head()
-        if head is not None and not head.halted and self._checked and self._halt is None:
-            return head
-        record = self._halt_marker.read()
-        if record is not None and not halted_ok:
-            raise self._halted_error(record)
-        if record is None and not self._checked and check:
-            self._check()
-        return self._known_head() or self._position_by_rows(mend=record is None and check, damaged_ok=not check)
-
-    def _known_head(self) -> Head | None:
-        return self._head.newest(self._reader.read_head(self._head.fd))
-
-    def _position_by_rows(self, *, mend: bool, damaged_ok: bool) -> Head:
-        if not self._reader.segments():
-            return Head(0, 0, 0, 0)
-        if not mend:
-            return self._reader.scan_position(damaged_ok=damaged_ok)
-        try:
-            return self._look()  # damaged or missing: rebuild it from the log
-        except OSError as error:
-            if error.errno not in _UNMENDABLE:
-                raise
-            return self._reader.scan_position()
-
-    def _look(self) -> Head:
-        """Recover the log as before an append, and return where it ends; whoever only looks keeps no descriptors."""
-        with self._mutex:
-            idle = self._segment_fd is None
-            try:
-                with self._locked():
-                    self._checked = True
-                    return self._tail_or_new().head()
-            finally:
-                if idle:
-                    self._give_back()
-
-    def _check(self) -> None:
-        """Look once at the end of the log, so that damage there is not first met by an append or a reader."""
-        if not self._reader.segments() and self._reader.read_head() is None:
-            return
-        try:
-            self._look()
-        except LockTimeout:
-            # Somebody is writing right now, and looks after the log; what the head covers can be read.
-            if self._reader.read_head() is None:
-                raise
-        except OSError as error:
-            if error.errno not in _UNMENDABLE:
-                raise
-            self._checked = True
-
-    def read(
-        self, from_seq: int, through_seq: int | None, *, halted_ok: bool
-    ) -> Generator[tuple[int, list[bytes]], None, None]:
-        """Yield durable events upwards as of this call, as ``LogReader.runs`` does."""
-        position = self.position(halted_ok=halted_ok, check=not halted_ok)
-        through = position.through if through_seq is None else min(through_seq, position.through)
-        return self._reader.runs(max(1, from_seq), through, position)
-
-    def read_backwards(self, before_seq: int | None) -> Iterator[RawEnvelope]:
-        """Yield durable events downwards as of this call."""
-        position = self.position()
-        before = position.through + 1 if before_seq is None else min(before_seq, position.through + 1)
-        return self._reader.backwards(before, position)
-
-    def snapshots(self) -> SnapshotFiles:
-        """Return what keeps this log's snapshots."""
-        if self._snapshots is None:
-            self._snapshots = SnapshotFiles(self._env, self._reader, self._log)
-        return self._snapshots
-
-    def first_seq(self, position: Head) -> int:
-        """Return the number of the first event that can be read, 0 when there is none."""
-        return self._reader.first_seq(position)
 
     # -- descriptors --------------------------------------------------------------------------------------------
 

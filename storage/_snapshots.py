@@ -117,7 +117,8 @@ class SnapshotFiles:
         if found is None:
             return None
         offset, line = found
-        return _Place(first, offset, str((decode_row(line) or {}).get("crc")), segments[0], repair)
+        lowest = 1 if segments[0] <= self._reader.lifetime().first_available else segments[0]  # nothing is missing
+        return _Place(first, offset, str((decode_row(line) or {}).get("crc")), lowest, repair)
 
     def _repair_now(self) -> str | None:
         """Return the name of the last repair of this log, so that what was derived before it is told apart."""

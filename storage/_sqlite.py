@@ -20,8 +20,11 @@ from ..protocol import (
     LockTimeout,
     LogCorrupt,
     RawEnvelope,
+    SeqPruned,
     SequenceExhausted,
+    SessionDeleted,
     SessionHalted,
+    SessionSealed,
     StorageRejected,
     StorageUnavailable,
     crc32,
@@ -30,10 +33,11 @@ from ._clock import SystemClock, rfc3339
 from ._logging import get_logger
 from ._sqlite_append import CORRUPT, SqliteAppender
 from ._sqlite_db import CommitUncertain, Database, DatabaseBusy, errno_of, primary_code
+from ._sqlite_lifetimes import SqliteLifetimes
 from ._sqlite_rows import SessionRow, SqliteRows, find_session
 from ._sqlite_sessions import SqliteSessions, damage_of, make_session
 from ._sqlite_verify import SqliteRepair, verify_database, verify_session
-from ._store import BatchResult, EventStore, Finding, HaltRecord, SessionBatch, SessionInfo, Snapshot
+from ._store import BatchResult, EventStore, Finding, HaltRecord, Record, SessionBatch, SessionInfo, Snapshot
 
 __all__ = ["SqliteEventStore"]
 
@@ -58,6 +62,7 @@ class SqliteEventStore(EventStore):
     """
 
     is_local = True
+    catches_up = True
 
     def __init__(
         self,
@@ -75,7 +80,7 @@ class SqliteEventStore(EventStore):
         self.url = f"sqlite:{self._path}"
         self._limits = limits or Limits()
         self._clock = clock or SystemClock()
-        self._log = get_logger(actor="store")
+        self.log = self._log = get_logger(actor="store")
         self._database = Database(
             self._path,
             url=self.url,
@@ -86,6 +91,7 @@ class SqliteEventStore(EventStore):
         )
         self._sessions = SqliteSessions(self._database, self._clock, self._log)
         self._appender = SqliteAppender(self._database, self._sessions, self._limits)
+        self._lifetimes = SqliteLifetimes(self._database, self._sessions, self._limits, self._clock, self._log)
 
     def append(self, batches: Sequence[SessionBatch]) -> list[BatchResult]:
         """See ``EventStore.append``; calls that wait for a commit under way share the next one."""
@@ -120,6 +126,8 @@ class SqliteEventStore(EventStore):
         row = self._readable(session_id, halted_ok=halted_ok)
         if row is None:
             return iter(())
+        if max(1, from_seq) < row.first_available:
+            raise SeqPruned(session_id=session_id, seq=max(1, from_seq), first_available=row.first_available)
         through = row.seq if through_seq is None else min(through_seq, row.seq)
         return self._typed_rows(session_id, self._rows(session_id, row).upwards(from_seq, through))
 
@@ -134,6 +142,8 @@ class SqliteEventStore(EventStore):
     def _readable(self, session_id: str, *, halted_ok: bool = False) -> SessionRow | None:
         self._sessions.offer_halt(session_id)
         row = self._row_for_reading(session_id, damaged_ok=halted_ok)
+        if row is not None:
+            row.check_not_deleted(session_id)
         halt = self._sessions.halt_of(session_id, row)
         if halt is not None and not halted_ok:
             raise SessionHalted(session_id=session_id, reason=halt.reason, halted_at=halt.at)
@@ -160,7 +170,9 @@ class SqliteEventStore(EventStore):
                 for session_id in wanted:
                     try:
                         row = self._sessions.row(connection, session_id)
-                    except LogCorrupt as error:
+                        if row is not None:
+                            row.check_not_deleted(session_id)
+                    except (LogCorrupt, SessionDeleted) as error:
                         found[session_id] = error
                     else:
                         found[session_id] = 0 if row is None else row.seq
@@ -170,7 +182,10 @@ class SqliteEventStore(EventStore):
 
     def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
         """See ``EventStore.load_snapshot``."""
-        row = self._readable(session_id)
+        try:
+            row = self._readable(session_id)
+        except SessionDeleted:
+            row = None
         if row is None:
             return None
         with self._typed(session_id), self._database.reader() as connection:
@@ -190,7 +205,7 @@ class SqliteEventStore(EventStore):
             connection.execute(
                 "INSERT OR REPLACE INTO snapshot"
                 " SELECT key, ?, seq, crc, ?, ? FROM session JOIN event ON session = key"
-                " WHERE session.id = ? AND seq = ?",
+                " WHERE session.id = ? AND seq = ? AND deleted_at IS NULL",
                 (name, snapshot.data, crc32(snapshot.data), session_id, snapshot.seq),
             )
             self._database.commit(connection)
@@ -215,6 +230,9 @@ class SqliteEventStore(EventStore):
             last_seq=0 if row is None else row.seq,
             next_seq=1 if row is None else row.through + 1,
             first_seq=first or 0,
+            first_available=1 if row is None else row.first_available,
+            sealed=row is not None and row.sealed_at is not None,
+            deleted=row is not None and row.deleted_at is not None,
             halted=None if halt is None else halt.reason,
         )
 
@@ -224,14 +242,42 @@ class SqliteEventStore(EventStore):
         while True:
             with self._typed(), self._database.reader() as connection:
                 found = connection.execute(
-                    "SELECT id FROM session WHERE id > ? AND (through_seq > 0 OR halt_at IS NOT NULL)"
-                    " ORDER BY id LIMIT ?",
+                    "SELECT id FROM session WHERE id > ? AND deleted_at IS NULL"
+                    " AND (through_seq > 0 OR halt_at IS NOT NULL OR sealed_at IS NOT NULL) ORDER BY id LIMIT ?",
                     (after, _PAGE),
                 ).fetchall()
             yield from (session_id for (session_id,) in found)
             if len(found) < _PAGE:
                 return
             after = found[-1][0]
+
+    # -- records, and the end of events and sessions ------------------------------------------------------------
+
+    def load_record(self, session_id: str, name: str) -> Record | None:
+        """See ``EventStore.load_record``."""
+        with self._typed(session_id):
+            return self._lifetimes.records(session_id, name).get(name)
+
+    def save_record(self, session_id: str, name: str, data: bytes | None, *, version: int) -> int:
+        """See ``EventStore.save_record``."""
+        return self._lifetimes.save_record(session_id, name, data, version=version)
+
+    def records(self, session_id: str) -> dict[str, Record]:
+        """See ``EventStore.records``."""
+        with self._typed(session_id):
+            return self._lifetimes.records(session_id)
+
+    def truncate_before(self, session_id: str, seq: int) -> int:
+        """See ``EventStore.truncate_before``; it is done in steps, and others append between two of them."""
+        return self._lifetimes.truncate_before(session_id, seq)
+
+    def seal(self, session_id: str) -> int:
+        """See ``EventStore.seal``."""
+        return self._lifetimes.seal(session_id)
+
+    def delete(self, session_id: str) -> None:
+        """See ``EventStore.delete``."""
+        self._lifetimes.delete(session_id)
 
     # -- reservations and halts ---------------------------------------------------------------------------------
 
@@ -265,9 +311,13 @@ class SqliteEventStore(EventStore):
 
         def work(connection: sqlite3.Connection) -> None:
             row = self._sessions.row(connection, session_id)
+            if row is not None:
+                row.check_not_deleted(session_id)
             halt = self._sessions.halt_of(session_id, row)
             if halt is not None:
                 raise SessionHalted(session_id=session_id, reason=halt.reason, halted_at=halt.at)
+            if row is not None and row.sealed_at is not None:
+                raise SessionSealed(session_id=session_id, last_seq=row.seq)
             through = 0 if row is None else row.through
             if through_seq > SEQ_MAX:
                 raise SequenceExhausted(session_id=session_id, last_seq=through)
@@ -294,6 +344,9 @@ class SqliteEventStore(EventStore):
 
     def clear_halt(self, session_id: str) -> None:
         """See ``EventStore.clear_halt``."""
+        row = self._row_for_reading(session_id, damaged_ok=True)
+        if row is not None:
+            row.check_not_deleted(session_id)
         with self._typed(session_id):
             _, error = verify_session(self._database, session_id, chunk_bytes=self._limits.read_chunk_bytes)
         if error is not None:

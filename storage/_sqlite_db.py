@@ -25,7 +25,7 @@ from typing import TypeVar
 from ..protocol import Clock, ForkedRuntime, StorageUnavailable
 from ._logging import get_logger
 from ._patience import WouldWait, may_wait
-from ._sqlite_schema import SchemaRefused, is_current, migrate
+from ._sqlite_schema import SchemaRefused, holds_store, is_current, migrate
 
 __all__ = ["BUSY", "CommitUncertain", "Database", "DatabaseBusy", "errno_of", "primary_code"]
 
@@ -182,8 +182,14 @@ class Database:
             connection = self._connect()
             try:
                 if not is_current(connection):
-                    if not create:
+                    is_older = holds_store(connection)
+                    if not create and not is_older:
                         message = "there is no store in it"
+                        raise SchemaRefused(message)
+                    if is_older and not writable:
+                        message = (
+                            "its tables are of an older version, and it cannot be written to bring them up to date"
+                        )
                         raise SchemaRefused(message)
                     self._make_tables(connection)
                 self._use_wal(connection)
@@ -248,6 +254,7 @@ class Database:
         return connection
 
     def _make_tables(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # of no effect where there are tables already
         self._use_wal(connection)
         connection.execute("BEGIN IMMEDIATE")
         try:

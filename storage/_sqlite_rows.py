@@ -6,18 +6,29 @@ import dataclasses
 import sqlite3
 from collections.abc import Iterator
 
-from ..protocol import SEQ_MAX, LogCorrupt, RawEnvelope, row_seed
-from ._plan import event_checksum
+from ..protocol import SEQ_MAX, LogCorrupt, RawEnvelope, SeqPruned, SessionDeleted, row_seed
+from ._plan import event_checksum, record_checksum
 from ._sqlite_db import Database
 from ._store import HaltRecord
 
-__all__ = ["SessionRow", "SqliteRows", "find_session", "row_problem", "uncovered"]
+__all__ = [
+    "RecordRow",
+    "SessionRow",
+    "SqliteRows",
+    "find_session",
+    "record_problem",
+    "remove_events",
+    "row_problem",
+    "uncovered",
+]
 
 _ROWS_MAX = 1024
 _UPWARDS = "SELECT seq, id, head, payload, crc FROM event WHERE session = ? AND seq BETWEEN ? AND ? ORDER BY seq"
 _DOWNWARDS = _UPWARDS + " DESC"
 
 Row = tuple[object, object, object, object, object]
+RecordRow = tuple[object, object, object, object]
+"""Name, version, content and checksum."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,23 +40,35 @@ class SessionRow:
         seq: number of its last event.
         through: its high-water.
         halt: why it is halted, or None.
+        first_available: the smallest number that can be read.
+        sealed_at: when it was sealed, or None.
+        deleted_at: when it was deleted, or None.
     """
 
     key: int
     seq: int
     through: int
     halt: HaltRecord | None
+    first_available: int = 1
+    sealed_at: str | None = None
+    deleted_at: str | None = None
+
+    def check_not_deleted(self, session_id: str) -> None:
+        """Raise SessionDeleted for a tombstone."""
+        if self.deleted_at is not None:
+            raise SessionDeleted(session_id=session_id, last_seq=self.through, deleted_at=self.deleted_at)
 
 
 def find_session(connection: sqlite3.Connection, session_id: str) -> SessionRow | None:
     """Return a session's row, or None when it has none."""
     row = connection.execute(
-        "SELECT key, last_seq, through_seq, halt_reason, halt_at, halt_first_event_id FROM session WHERE id = ?",
+        "SELECT key, last_seq, through_seq, halt_reason, halt_at, halt_first_event_id,"
+        " pruned_through, sealed_at, deleted_at FROM session WHERE id = ?",
         (session_id,),
     ).fetchone()
     if row is None:
         return None
-    key, seq, through, reason, at, first_event_id = row
+    key, seq, through, reason, at, first_event_id, pruned, sealed_at, deleted_at = row
     halt = None
     if at is not None or reason is not None:
         halt = HaltRecord(
@@ -54,7 +77,7 @@ def find_session(connection: sqlite3.Connection, session_id: str) -> SessionRow 
             at=str(at),
             first_event_id=None if first_event_id is None else str(first_event_id),
         )
-    return SessionRow(key, seq, through, halt)
+    return SessionRow(key, seq, through, halt, pruned + 1, sealed_at, deleted_at)
 
 
 def row_problem(row: Row, seed: int) -> str | None:
@@ -67,6 +90,25 @@ def row_problem(row: Row, seed: int) -> str | None:
     if RawEnvelope.from_stored("", seq, head, payload).id != event_id:
         return "the id is not the one it was written under"
     return None
+
+
+def record_problem(row: RecordRow, seed: int) -> str | None:
+    """Say what is wrong with a record, or None."""
+    name, version, data, crc = row
+    if not (isinstance(name, str) and isinstance(version, int) and isinstance(data, bytes)):
+        return f"record {name!r} does not hold what it held when it was written"
+    if record_checksum(seed, name, version, data) != crc:
+        return f"the checksum of record {name!r} does not match"
+    return None
+
+
+def remove_events(connection: sqlite3.Connection, key: int, rows_max: int = -1) -> int:
+    """Remove events of a session, all or so many, and return how many it were."""
+    return connection.execute(
+        "DELETE FROM event WHERE session = ?1 AND seq IN"
+        " (SELECT seq FROM event WHERE session = ?1 ORDER BY seq LIMIT ?2)",
+        (key, rows_max),
+    ).rowcount
 
 
 def uncovered(connection: sqlite3.Connection, key: int, first: int, last: int) -> list[tuple[int, int]]:
@@ -94,10 +136,15 @@ class SqliteRows:
         self._seed = row_seed(session_id)
         self._key = row.key
         self._seq = row.seq
+        self._first = row.first_available
         self._chunk_bytes = chunk_bytes
 
     def upwards(self, from_seq: int, through: int) -> Iterator[RawEnvelope]:
-        """Yield the events from a number to another; LogCorrupt at the first that is damaged or missing."""
+        """Yield the events from a number to another; LogCorrupt at the first that is damaged or missing.
+
+        Raises:
+            SeqPruned, SessionDeleted: what comes next was removed meanwhile.
+        """
         through = min(through, self._seq)
         wanted = max(1, from_seq)
         while wanted <= through:
@@ -106,19 +153,23 @@ class SqliteRows:
                 event = self._envelope(row)
                 seq = event.event_seq or 0
                 if seq != wanted:
-                    self._expect_reserved(wanted, seq - 1)
+                    self._expect_reserved_or_pruned(wanted, seq - 1)
                 wanted = seq + 1
                 yield event
             if is_last:
                 break
         if wanted <= through:
-            self._expect_reserved(wanted, through)
+            self._expect_reserved_or_pruned(wanted, through)
 
     def downwards(self, before: int) -> Iterator[RawEnvelope]:
-        """Yield the events below a number; LogCorrupt at the first that is damaged or missing."""
+        """Yield the events below a number, down to the first there is; LogCorrupt at the first damaged or missing one.
+
+        Raises:
+            SessionDeleted: they were removed meanwhile.
+        """
         wanted = min(before - 1, self._seq)
-        while wanted >= 1:
-            chunk, is_last = self.chunk(_DOWNWARDS, 1, wanted)
+        while wanted >= self._first:
+            chunk, is_last = self.chunk(_DOWNWARDS, self._first, wanted)
             for row in chunk:
                 event = self._envelope(row)
                 seq = event.event_seq or 0
@@ -128,8 +179,8 @@ class SqliteRows:
                 yield event
             if is_last:
                 break
-        if wanted >= 1:
-            self._expect_reserved(1, wanted)
+        if wanted >= self._first:
+            self._expect_reserved(self._first, wanted)
 
     def all_rows(self, through: int = SEQ_MAX) -> Iterator[Row]:
         """Yield every row up to a number as it is, for a verification."""
@@ -163,11 +214,30 @@ class SqliteRows:
             raise self._damage("the checksum does not match", seq)
         return RawEnvelope.from_stored(self._session_id, seq, head, payload)
 
-    def _expect_reserved(self, first: int, last: int) -> None:
+    def _expect_reserved(self, first: int, last: int) -> int:
+        """Raise when something is missing that was not pruned; return the first number that is available now.
+
+        Rows and ``first_available`` change in one transaction and the latter never falls, so that whoever finds a row
+        pruned finds here that it was.
+        """
         with self._database.reader() as connection:
             missing = uncovered(connection, self._key, first, last)
+            if not missing:
+                return self._first
+            row = find_session(connection, self._session_id)
+        if row is not None:
+            row.check_not_deleted(self._session_id)
+            self._first = max(self._first, row.first_available)
         for start, end in missing:
-            raise self._damage(f"events {start} to {end} were durable and are missing", start)
+            if end >= self._first:
+                lost = max(start, self._first)
+                raise self._damage(f"events {lost} to {end} were durable and are missing", lost)
+        return self._first
+
+    def _expect_reserved_or_pruned(self, first: int, last: int) -> None:
+        available = self._expect_reserved(first, last)
+        if first < available:
+            raise SeqPruned(session_id=self._session_id, seq=first, first_available=available)
 
     def _damage(self, reason: str, seq: object) -> LogCorrupt:
         return LogCorrupt(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SchemaRefused", "is_current", "migrate"]
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SchemaRefused", "holds_store", "is_current", "migrate", "pragma"]
 
 APPLICATION_ID = 0x6C6F676D  # "logm"
 
@@ -79,7 +79,28 @@ _TABLES = (
     FROM event JOIN session ON session.key = event.session
     """,
 )
-_STEPS: tuple[tuple[str, ...], ...] = (_TABLES,)
+# A session ends at `final_seq` once it is sealed or deleted: the database itself refuses what a program of an earlier
+# version would append.
+_LIFETIMES = (
+    """
+    ALTER TABLE session
+    ADD COLUMN pruned_through INTEGER NOT NULL DEFAULT 0 CHECK (pruned_through BETWEEN 0 AND through_seq)
+    """,
+    "ALTER TABLE session ADD COLUMN sealed_at TEXT",
+    "ALTER TABLE session ADD COLUMN deleted_at TEXT",
+    "ALTER TABLE session ADD COLUMN final_seq INTEGER CHECK (final_seq IS NULL OR last_seq <= final_seq)",
+    """
+    CREATE TABLE record (
+        session INTEGER NOT NULL REFERENCES session (key),
+        name TEXT NOT NULL,
+        version INTEGER NOT NULL CHECK (version > 0),
+        data BLOB NOT NULL,
+        crc INTEGER NOT NULL,
+        PRIMARY KEY (session, name)
+    )
+    """,
+)
+_STEPS: tuple[tuple[str, ...], ...] = (_TABLES, _LIFETIMES)
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -93,8 +114,8 @@ def is_current(connection: sqlite3.Connection) -> bool:
     Raises:
         SchemaRefused: it is newer, or another program's.
     """
-    application = _pragma(connection, "application_id")
-    version = _pragma(connection, "user_version")
+    application = pragma(connection, "application_id")
+    version = pragma(connection, "user_version")
     if application == APPLICATION_ID:
         if version > SCHEMA_VERSION:
             message = (
@@ -110,6 +131,11 @@ def is_current(connection: sqlite3.Connection) -> bool:
     return False
 
 
+def holds_store(connection: sqlite3.Connection) -> bool:
+    """Say whether there is a store in the database, of whatever version."""
+    return pragma(connection, "application_id") == APPLICATION_ID
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Run the steps that the database lacks; the caller holds the write lock and commits.
 
@@ -118,13 +144,14 @@ def migrate(connection: sqlite3.Connection) -> None:
     """
     if is_current(connection):
         return
-    for step in _STEPS[_pragma(connection, "user_version") :]:
+    for step in _STEPS[pragma(connection, "user_version") :]:
         for statement in step:
             connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
+def pragma(connection: sqlite3.Connection, name: str) -> int:
+    """Return a setting or a count of the database."""
     (value,) = connection.execute(f"PRAGMA {name}").fetchone()
     return int(value)

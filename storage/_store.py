@@ -1,6 +1,8 @@
 """The contract of an event store, and the values it trades in.
 
 A store is the one authority that assigns numbers. Everything above it caches its answers.
+
+The values that each append makes are named tuples: a frozen dataclass takes three times as long to be made.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from ..protocol import AppendError, EncodedEvent, Envelope, RawEnvelope
+from ._logging import Logger
 
 __all__ = [
     "AppendRequest",
@@ -25,8 +29,7 @@ __all__ = [
 ]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class AppendRequest:
+class AppendRequest(NamedTuple):
     """The events of one ``append`` or ``append_many``: written together or not at all.
 
     Attributes:
@@ -38,16 +41,14 @@ class AppendRequest:
     expected_seq: int | None = None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionBatch:
+class SessionBatch(NamedTuple):
     """What one session wants written in one commit, in order."""
 
     session_id: str
     requests: tuple[AppendRequest, ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """The numbers of one request, contiguous from first to last.
 
     Attributes:
@@ -59,8 +60,7 @@ class Appended:
     written: bool = True
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BatchResult:
+class BatchResult(NamedTuple):
     """The answer to a ``SessionBatch``.
 
     Attributes:
@@ -68,6 +68,8 @@ class BatchResult:
         last_seq_before: number of the session's last event as found under the lock, before this batch; what another
             process appended is below it.
         last_seq: number of the session's last event after this batch.
+        through_before: last number that was used before this batch, by an event or by a reservation; None when nothing
+            was written or the engine does not say.
         bytes_written: what the commit added to the log.
         sync_s: seconds that making it durable took; 0 when nothing was written.
     """
@@ -78,6 +80,7 @@ class BatchResult:
     last_seq: int
     bytes_written: int = 0
     sync_s: float = 0.0
+    through_before: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,8 @@ class SessionInfo:
         first_seq: number of the first event that can be read, 0 when there is none.
         first_available: the smallest number that a reader may ask for: 1, or more when events were pruned.
         sealed: whether it takes no more events, for good.
-        deleted: whether it was deleted; then it has no events, and ``last_seq`` is the last number it had used.
+        deleted: whether it was deleted; then it has no events, and ``last_seq`` is the last number that it had used, by
+            an event or by a reservation.
         halted: why the session is halted, or None.
         damage: what is wrong with its log, or None; only ``Runtime.sessions`` sets it, where ``info`` would raise.
     """
@@ -177,8 +181,13 @@ class EventStore(abc.ABC):
     """Whether other runtimes can hold the same store, so that a runtime has to look out for what they append."""
     is_local: bool = False
     """Whether an append waits for this machine's disk only; a program's main thread may then commit its own appends."""
+    catches_up: bool = False
+    """Whether ``append`` itself has the callers of the batch before answered, at the latest when it begins to wait for
+    the disk; for other engines the writer does so before it calls."""
     url: str
     """What ``logmark.open`` would take to open this store again."""
+    log: Logger | None = None
+    """Where it tells of warnings and errors, for whoever counts them; None when it never does."""
 
     @abc.abstractmethod
     def append(self, batches: Sequence[SessionBatch]) -> list[BatchResult]:
@@ -203,7 +212,8 @@ class EventStore(abc.ABC):
         """Yield the durable events from a number upwards, lazily, as of the call.
 
         What lies before ``from_seq`` is not read. Numbers that were reserved and never used are not there. Events that
-        are pruned while they are being read may still come, or ``SeqPruned`` does.
+        are pruned while they are being read may still come, or ``SeqPruned`` does; when the session is deleted
+        meanwhile, so may ``SessionDeleted``.
 
         Args:
             session_id: a session; one without events yields nothing.
@@ -213,8 +223,8 @@ class EventStore(abc.ABC):
 
         Raises:
             SessionHalted: the session is halted.
-            SeqPruned: ``from_seq`` is below ``SessionInfo.first_available``.
-            SessionDeleted: the session was deleted.
+            SeqPruned: at the call, ``from_seq`` (or 1, when it is less) is below ``SessionInfo.first_available``.
+            SessionDeleted: at the call, the session was deleted.
             LogCorrupt: at the damaged row, after the good ones before it.
             SchemaMismatch: at a row of another schema version.
         """
@@ -230,7 +240,8 @@ class EventStore(abc.ABC):
     def read_backwards(self, session_id: str, *, before_seq: int | None = None) -> Iterator[RawEnvelope]:
         """Yield the durable events below a number (None: from the last) downwards, lazily; raises as ``read`` does.
 
-        It ends with the first event that is available.
+        It ends with the first event that is available: whatever number it is asked for, there is no ``SeqPruned`` at
+        the call.
         """
 
     @abc.abstractmethod
@@ -246,11 +257,17 @@ class EventStore(abc.ABC):
         return self.info(session_id).last_seq
 
     def last_seqs(self, session_ids: Iterable[str]) -> dict[str, int | Exception]:
-        """Return for each session its ``last_seq``, or what asking for it raised."""
+        """Return for each session its ``last_seq``, or what asking for it raised; for a deleted one, that it was.
+
+        It is asked for all sessions that somebody follows, again and again: this is how readers learn of a deletion.
+        """
         found: dict[str, int | Exception] = {}
         for session_id in session_ids:
             try:
-                found[session_id] = self.last_seq(session_id)
+                info = self.info(session_id)
+                if info.deleted:
+                    self.read(session_id)  # raises what says so
+                found[session_id] = info.last_seq
             except Exception as error:
                 found[session_id] = error
         return found
@@ -269,7 +286,8 @@ class EventStore(abc.ABC):
     def load_snapshot(self, session_id: str, name: str) -> Snapshot | None:
         """Return the snapshot that was saved under a name, or None: the log decides, so any doubt is None.
 
-        It is of this very log: the event ``seq`` is durable, and is the one that the snapshot was saved with.
+        It is of this very log: the event ``seq`` is durable, and is the one that the snapshot was saved with. A deleted
+        session has none.
 
         Raises:
             SessionHalted, LogCorrupt, SchemaMismatch: as ``info`` does.
@@ -278,6 +296,8 @@ class EventStore(abc.ABC):
 
     def save_snapshot(self, session_id: str, name: str, snapshot: Snapshot) -> None:  # noqa: B027 - optional
         """Keep a snapshot in place of the last one of that name. It may be lost at any time, and is never synced.
+
+        Nothing is kept of a deleted session.
 
         Raises:
             StorageUnavailable: the disk refused; the last one may still be there.
@@ -296,7 +316,7 @@ class EventStore(abc.ABC):
         """Replace a record, durably, unless somebody else has done so since it was loaded.
 
         Records do not touch the log: a halted or sealed session keeps its readers, and no append waits for one. The
-        session need not have events.
+        session need not have events, and is not listed for its records. One that was removed starts anew.
 
         Args:
             session_id: the session.
@@ -310,7 +330,8 @@ class EventStore(abc.ABC):
         Raises:
             RecordChanged: it has another version.
             SessionDeleted: the session was deleted.
-            LockTimeout, StorageUnavailable: it could not be saved; the last one is still there.
+            LockTimeout: it could not be saved; the last one is still there.
+            StorageUnavailable: the disk or the server refused; saved or not, the next load tells.
         """
         raise NotImplementedError
 
@@ -321,15 +342,16 @@ class EventStore(abc.ABC):
     def truncate_before(self, session_id: str, seq: int) -> int:
         """Remove the events below a number, durably, and return the first number that is available from now on.
 
-        Numbering goes on as if they were there. A retry of an id that was removed is a new event. A second call with
-        the same or a lower number changes nothing.
+        Numbering goes on as if they were there, ``last_seq`` stays. A retry of an id that was removed is a new event,
+        and of several ids of which some were removed it is an ``EventIdConflict``. A second call with the same or a
+        lower number changes nothing.
 
         Args:
             session_id: the session; one that was never written to is left alone.
-            seq: the first number to keep; that of the next event (``next_seq``) removes all there are.
+            seq: the first number to keep; that of the next event (``next_seq``) removes all there are, 1 and less none.
 
         Raises:
-            CursorAhead: ``seq`` is beyond the number that comes next.
+            CursorAhead: ``seq`` is beyond the number that comes next; nothing was removed.
             SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: nothing was removed.
             StorageUnavailable: the disk refused; done or not, the next call settles it.
         """
@@ -338,7 +360,9 @@ class EventStore(abc.ABC):
     def seal(self, session_id: str) -> int:
         """Refuse further events for good, durably, and return ``last_seq``; a second call changes nothing.
 
-        A retry of an event that is there is still answered with its number. A session without events can be sealed.
+        A retry of an event that is there is still answered with its number; everything else, and a reservation, is
+        answered with ``SessionSealed``. A session without events can be sealed, and is listed from then on. What was
+        sealed can still be halted, repaired, pruned and deleted.
 
         Raises:
             SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: it is not sealed.
@@ -350,8 +374,9 @@ class EventStore(abc.ABC):
         """Remove a session with all that is kept of it, halted or damaged or not; a second call changes nothing.
 
         What remains is a tombstone with the last number that was used. From then on appends are answered with
-        ``SessionDeleted``, and reading raises it. ``sessions`` does not name it any more; ``info`` does tell of it.
-        One that was never written to gets a tombstone too.
+        ``SessionDeleted``, and whatever else concerns its events, its halt or its records raises it. ``sessions`` does
+        not name it any more; ``info`` and ``last_seq`` do tell of it, and there is nothing to verify or to repair. One
+        that was never written to gets a tombstone too.
 
         Raises:
             LockTimeout: somebody is writing; nothing was removed.
@@ -413,6 +438,14 @@ class EventStore(abc.ABC):
             SchemaMismatch: the session is of another schema version.
             LogCorrupt: it could not be made sound; it stays halted.
         """
+
+    def ping(self) -> None:
+        """See whether the store answers, as cheaply as that can be told; may block as long as a read may.
+
+        Raises:
+            StorageUnavailable: it does not.
+        """
+        self.last_seq("logmark/ping")
 
     @abc.abstractmethod
     def close(self) -> None:

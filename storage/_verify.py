@@ -8,7 +8,8 @@ from ..protocol import Limits, LogCorrupt, SchemaMismatch
 from ._files import Files
 from ._halt import HaltMarker
 from ._head import HEAD_BYTES, Head
-from ._layout import HALT, HEAD, segment_first_seq, segment_name
+from ._layout import HALT, HEAD, available, segment_first_seq, segment_name
+from ._lifetime import LifetimeFile
 from ._segment import Scan, Segment
 from ._store import Finding
 
@@ -65,6 +66,19 @@ def verify_session(
     files: Files, session_id: str, path: str, seed: int, limits: Limits
 ) -> tuple[list[Finding], LogCorrupt | SchemaMismatch | None]:
     """Return what is wrong, and the error that an append or a read would raise for it (None: the session is sound)."""
+    lifetime = LifetimeFile(files, session_id, path)
+    while True:
+        before = lifetime.read_or_default()
+        try:
+            return _verify_session(files, session_id, path, seed, limits, lifetime)
+        except FileNotFoundError:  # a segment that is not there any more, as it was pruned while this read
+            if lifetime.read_or_default() == before:
+                raise
+
+
+def _verify_session(
+    files: Files, session_id: str, path: str, seed: int, limits: Limits, lifetime_file: LifetimeFile
+) -> tuple[list[Finding], LogCorrupt | SchemaMismatch | None]:
     report = _Report(session_id)
     halt = HaltMarker(files, session_id, os.path.join(path, HALT)).read()
     if halt is not None:
@@ -75,11 +89,31 @@ def verify_session(
         names = files.listdir(path)
     except FileNotFoundError:
         return report.findings, None
-    segments = sorted(first for first in map(segment_first_seq, names) if first is not None)
+    # After the names: what is not among them because it was pruned is then known to be.
+    try:
+        lifetime = lifetime_file.read()
+    except (LogCorrupt, SchemaMismatch) as error:
+        report.fail(error)
+        lifetime = lifetime_file.read_or_default()
+    if lifetime.deleted_at is not None:
+        return [], None
+    found = sorted(first for first in map(segment_first_seq, names) if first is not None)
+    segments = available(found, lifetime.first_available)
     last: Scan | None = None
-    through = segments[0] - 1 if segments else 0
+    through = min([lifetime.first_available, *segments[:1]]) - 1
     for first in segments:
-        if first != through + 1:
+        if first != through + 1 and last is None:
+            report.fail(
+                LogCorrupt(
+                    session_id=session_id,
+                    reason=f"rows {through + 1} to {first - 1} were durable and are missing",
+                    event_seq=through + 1,
+                    segment=segment_name(first),
+                    offset=0,
+                ),
+                "lost",
+            )
+        elif first != through + 1:
             report.fail(
                 LogCorrupt(
                     session_id=session_id,

@@ -185,6 +185,7 @@ class World:
                 session_id,
                 presented_hash=resume.resume_token,
                 last_event_seq=after_seq,
+                log_first_seq=1,
                 log_last_seq=self.lengths.get(session_id, 0),
                 token_hash=token,
                 features=features,

@@ -167,6 +167,24 @@ def test_a_hole_in_the_log_is_told_and_never_skipped(opened: Opened, steps: Step
         assert back.events() == []
 
 
+def test_what_was_pruned_or_deleted_cannot_be_resumed(opened: Opened, steps: Steps) -> None:
+    runtime, gateway = opened()
+    with ArcpProbe(gateway.url) as first:
+        job = first.submit("stepped", {"n": 3})
+        steps.allow(3)
+        first.wait_end(job)
+        session_id, token, seq = first.position
+    session = runtime.session(session_id)
+    session.truncate_before(3)
+    assert refused(gateway, (session_id, token, 1)) == "RESUME_WINDOW_EXPIRED"
+    with ArcpProbe(gateway.url, resume=(session_id, token, 2)) as back:  # what it lacks is there
+        back.wait_seq(seq)
+        assert [each["event_seq"] for each in back.events()] == list(range(3, seq + 1))
+        token = back.position[1]
+        runtime.delete_session(session_id)
+    assert refused(gateway, (session_id, token, seq)) == "RESUME_WINDOW_EXPIRED"
+
+
 def test_drops_and_closes_cancel_no_job(opened: Opened, steps: Steps) -> None:
     _, gateway = opened()
     position = None

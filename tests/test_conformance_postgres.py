@@ -13,15 +13,26 @@ from logmark.storage import EventStore, open_store
 from logmark.testing import FaultyProxy, PostgresServer
 from logmark.testing.conformance import (
     EventStoreConformance,
+    LifetimeConformance,
     ProcessConformance,
+    RecordConformance,
     SharedStoreConformance,
+    TwoStoresLifetimeConformance,
+    TwoStoresRecordConformance,
     UncertainConformance,
 )
 
 _numbers = itertools.count(1)
 
 
-class TestPostgresEngine(EventStoreConformance, SharedStoreConformance):
+class TestPostgresEngine(
+    EventStoreConformance,
+    SharedStoreConformance,
+    LifetimeConformance,
+    RecordConformance,
+    TwoStoresLifetimeConformance,
+    TwoStoresRecordConformance,
+):
     limits = Limits()
 
     @pytest.fixture(autouse=True)

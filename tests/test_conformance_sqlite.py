@@ -14,13 +14,24 @@ from logmark.storage import EventStore, open_store
 from logmark.storage._sqlite_db import CommitUncertain, Database
 from logmark.testing.conformance import (
     EventStoreConformance,
+    LifetimeConformance,
     ProcessConformance,
+    RecordConformance,
     SharedStoreConformance,
+    TwoStoresLifetimeConformance,
+    TwoStoresRecordConformance,
     UncertainConformance,
 )
 
 
-class TestSqliteEngine(EventStoreConformance, SharedStoreConformance):
+class TestSqliteEngine(
+    EventStoreConformance,
+    SharedStoreConformance,
+    LifetimeConformance,
+    RecordConformance,
+    TwoStoresLifetimeConformance,
+    TwoStoresRecordConformance,
+):
     limits = Limits()
     durability = "fsync"
 

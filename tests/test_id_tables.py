@@ -67,3 +67,15 @@ def test_a_damaged_table_is_made_anew(tmp_path: Path, damage: str, *, reopened: 
         assert append_events(store, S, event(number)) == Appended(number, number, written=False)
     assert append_events(store, S, event(EVENTS + 1)).first_seq == EVENTS + 1
     assert store.verify(S) == []
+
+
+@pytest.mark.parametrize(("events", "segment_bytes"), [(EVENTS, 800), (250, 12_000)])
+def test_an_id_that_was_made_for_its_event_is_found_as_well(tmp_path: Path, events: int, segment_bytes: int) -> None:
+    """Row 40: who read an event may append it again, and nobody had asked for an id when its segment was closed."""
+    store = FileEventStore(tmp_path, limits=Limits(segment_bytes_max=segment_bytes), durability="os")
+    for number in range(1, events + 1):
+        assert append_events(store, S, event(number)._replace(id_is_fresh=True)).first_seq == number
+    assert len(tables(tmp_path)) > 1
+
+    for number in range(1, events + 1):
+        assert append_events(store, S, event(number)) == Appended(number, number, written=False)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import logmark
 from logmark import Page
-from logmark.errors import CursorAhead, ForeignCursor, InvalidArgument, SessionHalted
+from logmark.errors import CursorAhead, ForeignCursor, InvalidArgument, SeqPruned, SessionHalted
 
 
 def seqs(page: Page) -> list[int | None]:
@@ -167,16 +167,23 @@ def test_a_pruned_history_has_no_more_than_it_has_row_57(tmp_path: Path) -> None
         session.append("x")
         assert (seqs(session.page(before=42, limit=1)), session.page(before=42, limit=1).has_more) == ([1], False)
         assert session.page(before=44, limit=2).has_more
-    for segment in sorted((tmp_path / "sessions" / "s").glob("*.jsonl"))[:-2]:
-        segment.unlink()
+        assert session.truncate_before(42) == 42
     with logmark.open(str(tmp_path)) as runtime:
         session = runtime.session("s")
         assert (seqs(session.page()), session.page().has_more) == ([42, 43, 44], False)
         assert (seqs(session.page(before=44, limit=2)), session.page(before=44, limit=2).has_more) == ([42, 43], False)
         assert (seqs(session.page(before=44, limit=1)), session.page(before=44, limit=1).has_more) == ([43], True)
         assert session.page(before=42) == Page(events=(), has_more=False)
-        assert (seqs(session.page(after=0, limit=3)), session.page(after=0, limit=3).has_more) == ([42, 43, 44], False)
-        assert (seqs(session.page(after=0, limit=2)), session.page(after=0, limit=2).has_more) == ([42, 43], True)
+        assert session.page(before=2) == Page(events=(), has_more=False)
+        assert (seqs(session.page(after=41, limit=3)), session.page(after=41, limit=3).has_more) == (
+            [42, 43, 44],
+            False,
+        )
+        assert (seqs(session.page(after=41, limit=2)), session.page(after=41, limit=2).has_more) == ([42, 43], True)
+        for after in (0, 1, 40):
+            with pytest.raises(SeqPruned) as caught:
+                session.page(after=after, limit=0)
+            assert (caught.value.seq, caught.value.first_available) == (after + 1, 42)
 
 
 # -- positions that are not of this log ------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def test_many_may_make_the_same_store_at_once(url: str) -> None:
 def test_a_newer_store_is_refused_and_left_alone(url: str, sql: Any, schema: str) -> None:
     PostgresEventStore(url).close()
     sql.execute(f"UPDATE {schema}.logmark_store SET version = 99")
-    with pytest.raises(StorageUnavailable, match="expected store version 1, found 99"):
+    with pytest.raises(StorageUnavailable, match="expected store version 2, found 99"):
         PostgresEventStore(url)
     assert sql.execute(f"SELECT version FROM {schema}.logmark_store").fetchone() == (99,)
 
@@ -200,11 +200,11 @@ def test_an_older_store_is_brought_up_to_date_once_with_its_events(
     store.close()
     step = "ALTER TABLE {schema}.logmark_sessions ADD COLUMN flavour text DEFAULT 'plain'"
     monkeypatch.setattr(_postgres_schema, "_MIGRATIONS", (*_postgres_schema._MIGRATIONS, step))
-    monkeypatch.setattr(_postgres_schema, "STORE_VERSION", 2)
+    monkeypatch.setattr(_postgres_schema, "STORE_VERSION", 3)
     stores: list[PostgresEventStore] = []
     run_together(*[lambda: stores.append(PostgresEventStore(url))] * 4)
 
-    assert sql.execute(f"SELECT version FROM {schema}.logmark_store").fetchone() == (2,)
+    assert sql.execute(f"SELECT version FROM {schema}.logmark_store").fetchone() == (3,)
     assert sql.execute(f"SELECT flavour FROM {schema}.logmark_sessions").fetchone() == ("plain",)
     assert texts_of(stores[0].read(S)) == ["old"]
     for store in stores:
@@ -217,10 +217,10 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(
     PostgresEventStore(url).close()
     steps = ("CREATE TABLE {schema}.half_done ()", "SELECT 1 / 0")
     monkeypatch.setattr(_postgres_schema, "_MIGRATIONS", (*_postgres_schema._MIGRATIONS, *steps))
-    monkeypatch.setattr(_postgres_schema, "STORE_VERSION", 3)
+    monkeypatch.setattr(_postgres_schema, "STORE_VERSION", 4)
     with pytest.raises(StorageUnavailable, match="division by zero"):
         PostgresEventStore(url)
-    assert sql.execute(f"SELECT version FROM {schema}.logmark_store").fetchone() == (1,)
+    assert sql.execute(f"SELECT version FROM {schema}.logmark_store").fetchone() == (2,)
     assert sql.execute("SELECT to_regclass(%s)", (f"{schema}.half_done",)).fetchone() == (None,)
 
 

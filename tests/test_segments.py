@@ -168,17 +168,25 @@ def test_a_missing_segment_is_noticed(place: Place, index: int) -> None:
         assert {finding.kind for finding in store.verify(S)} & {"gap", "lost"}
 
 
-def test_segments_removed_from_the_front_are_a_shorter_history(place: Place) -> None:
-    """Row 57: what is left is read from its first event on, and numbered on."""
+def test_segments_that_are_missing_at_the_front_are_lost(place: Place) -> None:
+    """Row 33: only what was pruned may be missing; what is left can be read, numbered on, and made a log again."""
     for segment in place.segments[:2]:
         segment.unlink()
     first = place.firsts[2]
     store = place.open()
 
-    assert (store.info(S).first_seq, store.info(S).last_seq) == (first, 16)
-    assert seqs_of(store.read(S)) == list(range(first, 17))
-    assert seqs_of(store.read_backwards(S)) == list(range(16, first - 1, -1))
+    for look in (lambda: list(store.read(S)), lambda: store.info(S), lambda: list(store.read(S, halted_ok=True))):
+        with pytest.raises(LogCorrupt) as caught:
+            look()
+        assert caught.value.event_seq == 1
+    with pytest.raises(LogCorrupt):
+        list(store.read_backwards(S))
+    assert seqs_of(store.read(S, from_seq=first)) == list(range(first, 17))
     assert append_events(store, S, make_event()) == Appended(17, 17)
+    assert [(finding.kind, finding.event_seq) for finding in store.verify(S)] == [("lost", 1)]
+
+    assert any(f"numbers 1 to {first - 1} are lost" in step for step in store.repair(S))
+    assert seqs_of(store.read(S)) == list(range(first, 18))
     assert store.verify(S) == []
 
 

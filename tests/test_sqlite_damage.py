@@ -172,7 +172,7 @@ def test_rows_that_belong_to_nobody_are_found(filled: Path) -> None:
     tamper(filled, "DELETE FROM session WHERE key = 1")
     with opened(filled) as store:
         (finding,) = store.verify_store()
-        assert "7 events and reservations" in finding.detail
+        assert "7 events, reservations and records" in finding.detail
 
 
 # -- the file -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ A failure prints the shortest sequence of calls that shows it, and the line that
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from pathlib import Path
 
@@ -13,8 +14,19 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from logmark.protocol import AppendError, EventIdConflict, Limits, SessionHalted, WrongExpectedSeq
-from logmark.storage import Appended, AppendRequest, EventStore, FileEventStore, MemoryEventStore
+from logmark.protocol import (
+    AppendError,
+    CursorAhead,
+    EventIdConflict,
+    Limits,
+    RecordChanged,
+    SeqPruned,
+    SessionDeleted,
+    SessionHalted,
+    SessionSealed,
+    WrongExpectedSeq,
+)
+from logmark.storage import Appended, AppendRequest, EventStore, FileEventStore, MemoryEventStore, Record
 from logmark.testing.conformance import append_batch, make_event, raised_by, seqs_of, texts_of
 
 SESSIONS = ("a", "B", "\N{PILE OF POO}/..")
@@ -36,15 +48,25 @@ class Model:
     ids: dict[str, int] = dataclasses.field(default_factory=dict)
     through: int = 0
     halt: str | None = None
+    pruned_seq: int = 0
+    first_available: int = 1
+    sealed: bool = False
+    deleted: bool = False
+    records: dict[str, Record] = dataclasses.field(default_factory=dict)
 
     @property
     def last_seq(self) -> int:
-        return self.seqs[-1] if self.seqs else 0
+        return self.seqs[-1] if self.seqs else self.pruned_seq
+
+    @property
+    def refusal(self) -> type[AppendError] | None:
+        """What everything is refused with that changes the events."""
+        return SessionDeleted if self.deleted else SessionHalted if self.halt is not None else None
 
     def append(self, request: AppendRequest, texts: list[str]) -> Appended | type[AppendError]:
         """Return the answer that the request should get, and take it in."""
-        if self.halt is not None:
-            return SessionHalted
+        if self.refusal is not None:
+            return self.refusal
         ids = [event.id for event in request.events]
         if len(set(ids)) < len(ids):
             return EventIdConflict
@@ -52,6 +74,8 @@ class Model:
         if found:
             whole = found == list(range(found[0], found[0] + len(ids)))
             return Appended(found[0], found[-1], written=False) if whole else EventIdConflict
+        if self.sealed:
+            return SessionSealed
         if request.expected_seq not in {None, self.last_seq}:
             return WrongExpectedSeq
         first = self.through + 1
@@ -61,6 +85,23 @@ class Model:
             self.texts.append(text)
             self.ids[event_id] = self.through
         return Appended(first, self.through)
+
+    def truncate_before(self, seq: int) -> None:
+        """Take in that the events below a number are gone."""
+        if seq > self.first_available:
+            self.pruned_seq = max([0, *(each for each in (*self.seqs, self.pruned_seq) if each < seq)])
+            kept = [index for index, each in enumerate(self.seqs) if each >= seq]
+            self.texts = [self.texts[index] for index in kept]
+            self.seqs = [self.seqs[index] for index in kept]
+            self.ids = {event_id: each for event_id, each in self.ids.items() if each >= seq}
+            self.first_available = seq
+
+    def delete(self) -> None:
+        """Take in that nothing is left but a tombstone."""
+        if not self.deleted:
+            through = self.through
+            self.__init__()  # type: ignore[misc]
+            self.deleted, self.through, self.pruned_seq, self.first_available = True, through, through, through + 1
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -111,6 +152,12 @@ class StoreMachine(RuleBasedStateMachine):
     def read(self, at: int, session: str, from_seq: int, through_seq: int | None) -> None:
         model = self.models[session]
         store = self.stores[at]
+        if model.deleted or max(1, from_seq) < model.first_available:
+            kind = SessionDeleted if model.deleted else SeqPruned
+            read = functools.partial(store.read, session, from_seq=from_seq, through_seq=through_seq)
+            raised_by(kind, read, halted_ok=True)
+            raised_by(SessionHalted if model.halt else kind, read)
+            return
         if model.halt is not None:
             raised_by(SessionHalted, lambda: list(store.read(session, from_seq=from_seq, through_seq=through_seq)))
         found = list(store.read(session, from_seq=from_seq, through_seq=through_seq, halted_ok=True))
@@ -122,8 +169,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(at=stores, session=sessions, before_seq=st.none() | seqs)
     def read_backwards(self, at: int, session: str, before_seq: int | None) -> None:
         model = self.models[session]
-        if model.halt is not None:
-            raised_by(SessionHalted, lambda: list(self.stores[at].read_backwards(session, before_seq=before_seq)))
+        if model.refusal is not None:
+            raised_by(model.refusal, lambda: list(self.stores[at].read_backwards(session, before_seq=before_seq)))
             return
         found = list(self.stores[at].read_backwards(session, before_seq=before_seq))
         wanted = [index for index, seq in enumerate(model.seqs) if before_seq is None or seq < before_seq][::-1]
@@ -134,19 +181,70 @@ class StoreMachine(RuleBasedStateMachine):
     def reserve(self, at: int, session: str, offset: int) -> None:
         model = self.models[session]
         through = max(0, model.through + offset)
-        if model.halt is not None:
-            raised_by(SessionHalted, lambda: self.stores[at].reserve(session, through))
+        if model.refusal is not None or model.sealed:
+            raised_by(model.refusal or SessionSealed, lambda: self.stores[at].reserve(session, through))
             return
         self.stores[at].reserve(session, through)
         model.through = max(model.through, through)
 
+    @rule(at=stores, session=sessions, offset=st.integers(-12, 2))
+    def truncate_before(self, at: int, session: str, offset: int) -> None:
+        model = self.models[session]
+        seq = model.through + offset
+        if model.refusal is not None:
+            raised_by(model.refusal, self.stores[at].truncate_before, session, seq)
+        elif offset > 1:
+            raised_by(CursorAhead, self.stores[at].truncate_before, session, seq)
+        else:
+            model.truncate_before(seq)
+            assert self.stores[at].truncate_before(session, seq) == model.first_available
+
+    @precondition(lambda self: self.written > 12)
+    @rule(at=stores, session=sessions)
+    def seal(self, at: int, session: str) -> None:
+        model = self.models[session]
+        if model.refusal is not None:
+            raised_by(model.refusal, self.stores[at].seal, session)
+        else:
+            assert self.stores[at].seal(session) == model.last_seq
+            model.sealed = True
+
+    @precondition(lambda self: self.written > 12)
+    @rule(at=stores, session=sessions)
+    def delete(self, at: int, session: str) -> None:
+        self.stores[at].delete(session)
+        self.models[session].delete()
+
+    @rule(at=stores, session=sessions, name=st.sampled_from("pq"), data=st.none() | st.binary(max_size=3))
+    def save_record(self, at: int, session: str, name: str, data: bytes | None) -> None:
+        model = self.models[session]
+        known = model.records.get(name)
+        version = 0 if known is None else known.version
+        save = functools.partial(self.stores[at].save_record, session, name, data)
+        if model.deleted:
+            raised_by(SessionDeleted, save, version=version)
+            return
+        raised_by(RecordChanged, save, version=version + 1)
+        if data is None:
+            assert save(version=version) == 0
+            model.records.pop(name, None)
+        else:
+            assert save(version=version) == version + 1
+            model.records[name] = Record(data, version + 1)
+
     @rule(at=stores, session=sessions, reason=st.sampled_from(["first", "second"]))
     def halt(self, at: int, session: str, reason: str) -> None:
+        if self.models[session].deleted:
+            raised_by(SessionDeleted, self.stores[at].halt, session, reason)
+            return
         self.stores[at].halt(session, reason)
         self.models[session].halt = self.models[session].halt or reason
 
     @rule(at=stores, session=sessions)
     def clear_halt(self, at: int, session: str) -> None:
+        if self.models[session].deleted:
+            raised_by(SessionDeleted, self.stores[at].clear_halt, session)
+            return
         self.stores[at].clear_halt(session)
         self.models[session].halt = None
 
@@ -173,14 +271,20 @@ class StoreMachine(RuleBasedStateMachine):
                 info = store.info(name)
                 assert (info.last_seq, info.next_seq, info.halted) == (model.last_seq, model.through + 1, model.halt)
                 assert store.last_seq(name) == model.last_seq
+                assert (info.first_available, info.deleted) == (model.first_available, model.deleted)
+                assert info.sealed == model.sealed
                 if model.halt is None:
                     assert info.first_seq == (model.seqs[0] if model.seqs else 0)
+                if not model.deleted:
+                    assert store.records(name) == model.records
 
     @invariant()
     def listings_agree(self) -> None:
-        written = sorted(name for name, model in self.models.items() if model.through)
+        written = sorted(name for name, model in self.models.items() if model.through and not model.deleted)
+        deleted = {name for name, model in self.models.items() if model.deleted}
         for store in self.stores:
             assert [name for name in store.sessions() if name in written] == written
+            assert not deleted.intersection(store.sessions())
 
 
 class MemoryMachine(StoreMachine):

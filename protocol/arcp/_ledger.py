@@ -229,6 +229,7 @@ class Ledger:
         *,
         presented_hash: str,
         last_event_seq: int,
+        log_first_seq: int,
         log_last_seq: int,
         token_hash: str,
         features: frozenset[str],
@@ -237,13 +238,14 @@ class Ledger:
     ) -> Refusal | list[Fact]:
         """Resume a session (section 6.3). A refusal changes nothing: the right token stays good.
 
-        An unknown session and a wrong token look alike, and the comparison takes as long whatever was guessed.
+        An unknown session and a wrong token look alike, and the comparison takes as long whatever was guessed. What the
+        client lacks has to be in the log: from ``log_first_seq``, the first number that is available, on.
         """
         record = self._sessions.get(session_id)
         known = hmac.compare_digest(record.token_hash if record else "0" * 64, presented_hash)
         if record is None or not known:
             return _NO_SESSION
-        if self._expired(record, now_ns) or last_event_seq > log_last_seq:
+        if self._expired(record, now_ns) or not log_first_seq - 1 <= last_event_seq <= log_last_seq:
             return _NOT_COVERED
         return [
             (

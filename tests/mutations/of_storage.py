@@ -7,6 +7,9 @@ from safeguard import Safeguard
 __all__ = ["OF_STORAGE"]
 
 SESSION_LOG = "storage/_session_log.py"
+SESSION_VIEW = "storage/_session_view.py"
+SESSION_LIFETIME = "storage/_session_lifetime.py"
+LOG_READER = "storage/_log_reader.py"
 RECOVERY = "storage/_recovery.py"
 REPAIR = "storage/_repair.py"
 HALT = "storage/_halt.py"
@@ -78,7 +81,7 @@ OF_STORAGE = (
     ),
     Safeguard(
         "readers stop where the head does",
-        SESSION_LOG,
+        SESSION_VIEW,
         "        return self._head.newest(self._reader.read_head(self._head.fd))\n",
         "        return self._head.newest(self._reader.scan_position(damaged_ok=True))\n",
         (ORDER, HEADS),
@@ -145,8 +148,8 @@ OF_STORAGE = (
         "        self._halt = self._halt_marker.read()\n"
         "        if self._halt is not None:\n"
         "            raise self._halted_error(self._halt)\n"
-        "        segments",
-        "        segments",
+        "        self._learn_lifetime()",
+        "        self._learn_lifetime()",
         (CONFORMANCE, HALTS),
     ),
     Safeguard(
@@ -179,7 +182,7 @@ OF_STORAGE = (
     ),
     Safeguard(
         "a full disk does not keep what is there from being read",
-        SESSION_LOG,
+        SESSION_VIEW,
         "errno.EPERM, errno.ENOSPC, errno.EDQUOT}",
         "errno.EPERM}",
         (DISKS, "-k", "small_disk"),
@@ -271,7 +274,7 @@ OF_STORAGE = (
     ),
     Safeguard(
         "a head that was refused is offered again",
-        SESSION_LOG,
+        SESSION_VIEW,
         "                self._write_late()\n            finally:",
         "                pass\n            finally:",
         (HEADS,),

@@ -7,7 +7,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
-from ..protocol import AppendError, EncodedEvent, LogCorrupt, LogmarkError, RawEnvelope, SessionHalted
+from ..protocol import (
+    AppendError,
+    EncodedEvent,
+    EventEncoder,
+    EventTypes,
+    Limits,
+    LogCorrupt,
+    LogmarkError,
+    RawEnvelope,
+    SessionHalted,
+)
 
 if TYPE_CHECKING:
     from ..storage import AppendRequest, EventStore
@@ -39,6 +49,9 @@ class Copied:
         copied: events that were appended to it.
         verified: events that were compared, after they were written or because they were there.
         checksum: CRC-32 of numbers and contents, equal on both sides.
+        first_available: the smallest number that could be asked for in the source then.
+        sealed: whether the source was sealed then.
+        records: what else was kept of the session then, by name.
         is_complete: both sides are known to agree.
         damage: what is wrong with the source's log behind ``last_seq``, which is how far it was sound; or None.
         error: why it is not complete, or None.
@@ -51,6 +64,9 @@ class Copied:
     copied: int = 0
     verified: int = 0
     checksum: int = 0
+    first_available: int = 1
+    sealed: bool = False
+    records: dict[str, bytes] = dataclasses.field(default_factory=dict[str, bytes])
     is_complete: bool = False
     damage: LogCorrupt | None = None
     error: LogmarkError | OSError | CopyDiffers | None = None
@@ -84,6 +100,9 @@ class Copier:
             SessionHalted: it is halted.
             LogmarkError: it cannot be read.
         """
+        # Before the numbers: no cursor among them is then ahead of what is copied.
+        records = self._source.records(session.session_id)
+        session.records = {name: record.data for name, record in records.items()}
         try:
             info = self._source.info(session.session_id)
         except LogCorrupt as error:
@@ -94,6 +113,7 @@ class Copier:
         if info.halted is not None and not self._halted_ok:
             raise SessionHalted(session_id=session.session_id, reason=info.halted)
         session.last_seq, session.next_seq = info.last_seq, info.next_seq
+        session.first_available, session.sealed = info.first_available, info.sealed
 
     def compare(self, session: Copied) -> Iterator[int]:
         """Compare what the target has of a session with the source; yields a 1 for each event.
@@ -111,10 +131,19 @@ class Copier:
                 event_seq=session.next_seq,
                 reason=f"the destination goes on to {theirs.next_seq - 1}, where the source ends",
             )
+        if theirs.deleted:
+            self._target.read(session_id)  # raises what says so
+        if theirs.first_available > session.first_available:
+            raise CopyDiffers(
+                session_id=session_id,
+                event_seq=session.first_available,
+                reason=f"the destination has nothing before {theirs.first_available}, the source has",
+            )
         self._last_seqs[session_id] = theirs.last_seq
-        yield from self._compare(session, 1, theirs.last_seq)
+        yield from self._compare(session, session.first_available, theirs.last_seq)
         session.present = session.verified
-        following = next(self._read(session_id, from_seq=theirs.last_seq + 1), None)
+        start = max(theirs.last_seq + 1, session.first_available)
+        following = next(self._read(session_id, from_seq=start), None)
         if following is not None and _seq(following) < theirs.next_seq:
             raise CopyDiffers(
                 session_id=session_id,
@@ -130,7 +159,8 @@ class Copier:
         session_id = session.session_id
         last_seq = self._last_seqs[session_id]
         if last_seq < session.last_seq:
-            rows = self._read(session_id, from_seq=last_seq + 1, through_seq=session.last_seq)
+            start = max(last_seq + 1, session.first_available)
+            rows = self._read(session_id, from_seq=start, through_seq=session.last_seq)
             for run in _runs(rows):
                 first = _seq(run[0])
                 if first > last_seq + 1:
@@ -142,10 +172,29 @@ class Copier:
                 self._hand_on(session, run, last_seq)
                 last_seq = _seq(run[-1])
                 yield len(run)
+            if last_seq < session.last_seq < session.first_available:
+                self._stand_in(session)
+                last_seq = session.last_seq
         if session.next_seq > last_seq + 1:
             self.flush()
             if session.error is None:
                 self._target.reserve(session_id, session.next_seq - 1)
+
+    def _stand_in(self, session: Copied) -> None:
+        """Append something in place of the last event of a source that was emptied, as ``last_seq`` outlives it.
+
+        It is removed with what the source has pruned, when the rest is complete.
+        """
+        from ..storage import AppendRequest, SystemClock, rfc3339
+
+        encoder = EventEncoder(EventTypes(), Limits())
+        now = rfc3339(SystemClock().time_ns())
+        event = encoder.encode("pruned", None, None, f"pruned-{session.last_seq}", now)
+        self.flush()
+        if session.error is None:
+            self._target.reserve(session.session_id, session.last_seq - 1)
+            self._append([(session, session.last_seq, AppendRequest((event,)))])
+            session.copied = 0
 
     def _hand_on(self, session: Copied, run: list[RawEnvelope], last_seq: int) -> None:
         from ..storage import AppendRequest
@@ -158,10 +207,13 @@ class Copier:
 
     def flush(self) -> None:
         """Write what was handed on; what goes wrong with a session is its ``error``."""
-        from ..storage import SessionBatch
-
         waiting, self._waiting = self._waiting, []
         self._waiting_events = self._waiting_bytes = 0
+        self._append(waiting)
+
+    def _append(self, waiting: list[tuple[Copied, int, AppendRequest]]) -> None:
+        from ..storage import SessionBatch
+
         batches = [SessionBatch(session.session_id, (request,)) for session, _, request in waiting]
         for (session, first, request), result in zip(waiting, self._target.append(batches), strict=True):
             (answer,) = result.answers
@@ -180,13 +232,13 @@ class Copier:
         return self._source.read(session_id, from_seq=from_seq, through_seq=through_seq, halted_ok=self._halted_ok)
 
     def verify(self, session: Copied) -> Iterator[int]:
-        """Read back what was written and compare it with the source; yields a 1 for each event.
+        """Read back what was written, compare it with the source, and make the rest alike; yields a 1 for each event.
 
         Raises:
             CopyDiffers: the target does not have what the source has.
         """
-        before = self._last_seqs[session.session_id]
-        yield from self._compare(session, before + 1, session.last_seq)
+        start = max(self._last_seqs[session.session_id] + 1, session.first_available)
+        yield from self._compare(session, start, session.last_seq)
         info = self._target.info(session.session_id)
         if (info.last_seq, info.next_seq) != (session.last_seq, session.next_seq):
             raise CopyDiffers(
@@ -195,8 +247,21 @@ class Copier:
                 reason=f"the destination ends with {info.last_seq} and goes on with {info.next_seq}, the source ended"
                 f" with {session.last_seq} and went on with {session.next_seq}",
             )
+        self._carry_over(session)
         session.is_complete = True
         yield 0
+
+    def _carry_over(self, session: Copied) -> None:
+        """Give the target what is kept beside the events, and the end that the source has."""
+        session_id = session.session_id
+        if session.first_available > 1:
+            self._target.truncate_before(session_id, session.first_available)
+        for name, data in session.records.items():
+            known = self._target.load_record(session_id, name)
+            if known is None or known.data != data:
+                self._target.save_record(session_id, name, data, version=0 if known is None else known.version)
+        if session.sealed:
+            self._target.seal(session_id)
 
     def _compare(self, session: Copied, first: int, last: int) -> Iterator[int]:
         if first > last:

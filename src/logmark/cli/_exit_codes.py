@@ -14,8 +14,11 @@ from ..protocol import (
     LogCorrupt,
     MissingExtra,
     SchemaMismatch,
+    SeqPruned,
     SequenceExhausted,
+    SessionDeleted,
     SessionHalted,
+    SessionSealed,
 )
 
 __all__ = ["ExitCode", "exit_code_of"]
@@ -35,7 +38,7 @@ class ExitCode(enum.IntEnum):
     """Ctrl-C, as a shell reports it: 128 + SIGINT."""
 
 
-_USAGE = (InvalidArgument, CursorAhead, ForeignCursor, MissingExtra)
+_USAGE = (InvalidArgument, CursorAhead, ForeignCursor, MissingExtra, SeqPruned, SessionDeleted, SessionSealed)
 _FOUND = (
     DecodeError,
     EventIdConflict,

@@ -10,7 +10,8 @@ from ..protocol import JobMarks, LogmarkError, RawEnvelope
 from ._command import Command
 from ._console import Console
 from ._exit_codes import ExitCode, exit_code_of
-from ._stores import open_existing, require_session
+from ._stores import first_available as first_available_of
+from ._stores import marks_before, open_existing, require_session
 from ._text import error_text, printable, table
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class _Tally:
 def _run(arguments: argparse.Namespace, console: Console) -> int:
     with open_existing(arguments.store) as runtime:
         require_session(runtime, arguments.session)
-        tally = _Tally(JobMarks(runtime.types))
-        code = _count(runtime, arguments.session, tally, console)
+        start = first_available_of(runtime, arguments.session)
+        tally = _Tally(marks_before(runtime, arguments.session, start))
+        code = _count(runtime, arguments.session, start, tally, console)
         report = _report(runtime, arguments.session, tally)
     if arguments.json:
         console.out.json(report)
@@ -53,10 +55,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return code
 
 
-def _count(runtime: Runtime, session_id: str, tally: _Tally, console: Console) -> int:
+def _count(runtime: Runtime, session_id: str, start: int, tally: _Tally, console: Console) -> int:
     """Count what can be read, which of a halted session is all and of a damaged one the good prefix."""
     try:
-        for event in runtime.store.read(session_id, halted_ok=True):
+        for event in runtime.store.read(session_id, from_seq=start, halted_ok=True):
             tally.add(event)
     except LogmarkError as error:
         console.err.say(error_text(error))
@@ -66,10 +68,17 @@ def _count(runtime: Runtime, session_id: str, tally: _Tally, console: Console) -
 
 def _report(runtime: Runtime, session_id: str, tally: _Tally) -> dict[str, Any]:
     halted = runtime.store.halted(session_id)
+    try:
+        info = runtime.store.info(session_id)
+        last_seq, first_available, sealed = info.last_seq, info.first_available, info.sealed
+    except LogmarkError:  # what could be counted is all that is known
+        last_seq, first_available, sealed = 0, 1, False
     return {
         "session_id": session_id,
         "first_seq": 0 if tally.first is None else tally.first.event_seq,
-        "last_seq": 0 if tally.last is None else tally.last.event_seq,
+        "last_seq": last_seq if tally.last is None else tally.last.event_seq,
+        "first_available": first_available,
+        "sealed": sealed,
         "count": tally.count,
         "first_timestamp": None if tally.first is None else tally.first.timestamp_text,
         "last_timestamp": None if tally.last is None else tally.last.timestamp_text,
@@ -87,6 +96,8 @@ def _print(report: dict[str, Any], console: Console) -> None:
         "first_seq": report["first_seq"],
         "last_seq": report["last_seq"],
         "count": report["count"],
+        "pruned": f"below {report['first_available']}" if report["first_available"] > 1 else None,
+        "sealed": "yes" if report["sealed"] else None,
         "first": report["first_timestamp"],
         "last": report["last_timestamp"],
         "halted": halted,
@@ -114,8 +125,8 @@ COMMAND = Command(
     summary="describe one session and its jobs",
     description=(
         "Read a session from end to end and report its first and last number, how many events it has, whether it is"
-        " halted and why, and for each job the first and last number, the count and the status. A halted session is"
-        " counted too, a damaged one up to the damage."
+        " halted and why, and for each job the first and last number, the count and the status, pruned events included."
+        " A halted session is counted too, a damaged one up to the damage."
     ),
     example="""\
 logmark info chat-42

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from ..protocol import JobMarks, LogmarkError
+from ..protocol import LogmarkError
 from ._command import Command
 from ._console import Console
 from ._exit_codes import ExitCode, exit_code_of
-from ._stores import open_existing
+from ._stores import marks_before, open_existing
 from ._text import error_text, printable, table
 
 if TYPE_CHECKING:
@@ -58,13 +58,15 @@ def _describe(runtime: Runtime, row: dict[str, Any], *, count: bool) -> None:
         "first_seq": info.first_seq,
         "last_seq": info.last_seq,
         "next_seq": info.next_seq,
+        "first_available": info.first_available,
+        "sealed": info.sealed,
         "halted": info.halted,
     }
     if not count:
         return
-    marks = JobMarks(runtime.types)
+    marks = marks_before(runtime, info.session_id, info.first_available)
     events = 0
-    for event in runtime.store.read(info.session_id, halted_ok=True):
+    for event in runtime.store.read(info.session_id, from_seq=info.first_available, halted_ok=True):
         events += 1
         marks.apply((event,))
     row |= {"count": events, "jobs": [dataclasses.asdict(mark) for mark in marks.all()]}
@@ -85,7 +87,10 @@ def _cell(value: Any) -> Any:
 def _state(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"error: {row['error']}"
-    return "ok" if row["halted"] is None else f"halted: {printable(row['halted'])}"
+    state = "ok" if row["halted"] is None else f"halted: {printable(row['halted'])}"
+    if row["sealed"]:
+        state = "sealed" if row["halted"] is None else f"sealed, {state}"
+    return state if row["first_available"] == 1 else f"{state}, pruned below {row['first_available']}"
 
 
 COMMAND = Command(
@@ -93,7 +98,8 @@ COMMAND = Command(
     summary="list the sessions of a store",
     description=(
         "List the sessions of a store in the order of their ids: the first and the last number of each, and whether it"
-        " is halted. This reads no events; --long and --json do, to count them and to derive the marks of the jobs."
+        " is halted, sealed or pruned. This reads no events; --long and --json do, to count them and to derive the"
+        " marks of the jobs."
     ),
     example="""\
 logmark ls

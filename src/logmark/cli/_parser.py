@@ -10,7 +10,7 @@ from typing import Any
 
 from ._command import Command
 
-__all__ = ["build_parser"]
+__all__ = ["build_parser", "build_parsers"]
 
 _LEVELS = ("debug", "info", "warning", "error")
 _EPILOG = """\
@@ -57,6 +57,11 @@ def _add_common(parser: argparse.ArgumentParser, *, top: bool) -> None:
 
 def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     """Return the parser; the namespace it makes has the chosen command as ``command``."""
+    return build_parsers(commands)[0]
+
+
+def build_parsers(commands: Sequence[Command]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and that of each command by its name."""
     parser = argparse.ArgumentParser(
         prog="logmark",
         description="Look into, fill and check a store of durable, ordered event streams.",
@@ -67,8 +72,9 @@ def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     _add_common(parser, top=True)
     choices = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subs: dict[str, argparse.ArgumentParser] = {}
     for command in commands:
-        sub = choices.add_parser(
+        sub = subs[command.name] = choices.add_parser(
             command.name,
             help=command.summary,
             description=textwrap.fill(command.description, 100),
@@ -79,4 +85,4 @@ def build_parser(commands: Sequence[Command]) -> argparse.ArgumentParser:
         command.add_arguments(sub)
         _add_common(sub, top=False)
         sub.set_defaults(command=command)
-    return parser
+    return parser, subs

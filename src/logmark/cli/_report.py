@@ -6,6 +6,8 @@ import argparse
 import collections
 import dataclasses
 import datetime as dt
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..protocol import JobMarks, LogmarkError, RawEnvelope
@@ -62,9 +64,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         try:
             for session_id in wanted:
                 tally = _Tally(JobMarks(runtime.types))
-                code, report = _report(
-                    runtime, session_id, tally, lambda count, base=done: progress.update(0, base + count)
-                )
+                code, report = _report(runtime, session_id, tally, functools.partial(_show, progress, done))
                 done += tally.events
                 codes.append(code)
                 reports.append(report)
@@ -80,9 +80,12 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
     return max(codes)
 
 
-def _report(runtime: Runtime, session_id: str, tally: _Tally, progressed: Any) -> tuple[int, dict[str, Any]]:
+def _report(
+    runtime: Runtime, session_id: str, tally: _Tally, progressed: Callable[[int], None]
+) -> tuple[int, dict[str, Any]]:
     """Report one session; one that cannot be read is counted as far as it can, and does not hide the others."""
     from .._cursor import cursor_marks
+    from .._projection import projection_halts
 
     report: dict[str, Any] = {"session_id": session_id}
     error: LogmarkError | OSError | None = None
@@ -96,8 +99,9 @@ def _report(runtime: Runtime, session_id: str, tally: _Tally, progressed: Any) -
         pruned = info.first_available > 1 and info.halted is None
         marks = runtime.session(session_id).jobs() if pruned else tally.marks.all()
         cursors = cursor_marks(store, session_id)
+        stopped = projection_halts(store, session_id)
     except (LogmarkError, OSError) as problem:
-        error, marks, cursors = problem, tally.marks.all(), []
+        error, marks, cursors, stopped = problem, tally.marks.all(), [], []
     report |= {
         "events": tally.events,
         "bytes": tally.bytes,
@@ -114,9 +118,14 @@ def _report(runtime: Runtime, session_id: str, tally: _Tally, progressed: Any) -
             }
             for cursor in cursors
         ],
+        "projections_halted": [{"name": halt.name, "seq": halt.seq, "reason": halt.reason} for halt in stopped],
         "error": None if error is None else error_text(error),
     }
     return (ExitCode.OK if error is None else exit_code_of(error)), report
+
+
+def _show(progress: Progress, before: int, count: int) -> None:
+    progress.update(0, before + count)
 
 
 def _total(url: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -131,6 +140,7 @@ def _total(url: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
         "jobs": dict(sorted(jobs.items())),
         "cursors": sum(len(report["cursors"]) for report in reports),
         "lag_max": max((cursor["lag"] for report in reports for cursor in report["cursors"]), default=0),
+        "projections_halted": sum(len(report["projections_halted"]) for report in reports),
         "halted": sum(report.get("halted") is not None for report in reports),
         "sealed": sum(bool(report.get("sealed")) for report in reports),
         "failed": sum(report["error"] is not None for report in reports),
@@ -155,6 +165,12 @@ def _print(reports: list[dict[str, Any]], total: dict[str, Any], console: Consol
             f"cursor {printable(cursor['name'])} of {printable(session_id)} is {plural(cursor['lag'], 'event')} behind,"
             f" at {cursor['position']:,}; it moved {when}"
         )
+    for report in reports:
+        for halt in report["projections_halted"]:
+            out.line(
+                f"projection {printable(halt['name'])} of {printable(report['session_id'])} is halted at"
+                f" {halt['seq']:,}: {printable(halt['reason'])}"
+            )
     out.line(
         f"{plural(total['sessions'], 'session')}, {plural(total['events'], 'event')}, {size_text(total['bytes'])};"
         f" {total['halted']:,} halted, {total['sealed']:,} sealed, {total['failed']:,} not readable to the end"

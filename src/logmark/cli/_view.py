@@ -12,7 +12,7 @@ from ._command import Command
 from ._console import Console, Output
 from ._exit_codes import ExitCode
 from ._pretty import PrettyEvents, rich_console
-from ._stores import has_session, open_existing, require_session
+from ._stores import first_available, has_session, open_existing, require_session
 from ._text import cut, pad, printable, width_of
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="from_seq",
         metavar="N",
         type=_sequence_number,
-        default=1,
-        help="start with this event_seq (default: 1)",
+        help="start with this event_seq (default: the first that is there)",
     )
     parser.add_argument("--job", metavar="J", help="only the events of this job")
     parser.add_argument(
@@ -68,6 +67,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         elif not has_session(runtime, arguments.session):
             console.err.say(f"session {arguments.session!r} has no events yet; waiting for the first")
         session = runtime.session(arguments.session)
+        if arguments.from_seq is None:
+            arguments.from_seq = first_available(runtime, arguments.session)
+            if arguments.from_seq > 1:
+                console.err.say(f"the events before {arguments.from_seq} were pruned")
         printer = _Printer(console.out, as_json=arguments.json, full=arguments.full)
         if not arguments.follow:
             printer.print(session.read_raw(arguments.from_seq, job_id=arguments.job, halted_ok=arguments.halted_ok))

@@ -141,12 +141,14 @@ class Desk:
         self, resume: Resume, features: frozenset[str], token: str, ledger: Ledger
     ) -> tuple[Refusal | None, list[Fact]]:
         hub = self._hub
-        known = ledger.session(resume.session_id) is not None
+        # Of a session that was deleted nothing is left to resume: its numbers are used, and none is available.
+        log = hub.runtime.store.info(resume.session_id) if ledger.session(resume.session_id) is not None else None
         decided = ledger.resume_session(
             resume.session_id,
             presented_hash=_digest(resume.resume_token),
             last_event_seq=resume.last_event_seq,
-            log_last_seq=hub.runtime.session(resume.session_id).last_seq if known else 0,
+            log_first_seq=1 if log is None else log.next_seq + 1 if log.deleted else log.first_available,
+            log_last_seq=0 if log is None else log.last_seq,
             token_hash=_digest(token),
             features=features,
             instance=hub.instance.id,

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from ..protocol import LogmarkError, RawEnvelope, SubscriptionClosed, WaitTimeout
+from ..protocol import LogmarkError, RawEnvelope, SeqPruned, SessionDeleted, SubscriptionClosed, WaitTimeout
 from ..protocol.arcp import Answer, Ask, Connection, Effect, Leave, Moment, Refusal, Request, Send, event_frame
 
 if TYPE_CHECKING:
@@ -251,6 +251,10 @@ class Link:
         try:
             event = events.get_raw(timeout=0)
         except (WaitTimeout, SubscriptionClosed):
+            return None
+        except (SeqPruned, SessionDeleted) as error:  # given up while the client was behind
+            self._events = None
+            self.leave("hole", Refusal("RESUME_WINDOW_EXPIRED", str(error)))
             return None
         if event.event_seq != self._next_seq:
             # A number that is missing in the log (a reservation, or a log cut by hand) must not look like none.

@@ -60,10 +60,10 @@ def append_events(
     return answer
 
 
-def raised_by(kind: type[E], call: Callable[..., object], *arguments: object) -> E:
+def raised_by(kind: type[E], call: Callable[..., object], *arguments: object, **named: object) -> E:
     """Return the error of this kind that a call raises; it is a failure when the call raises none."""
     try:
-        found = call(*arguments)
+        found = call(*arguments, **named)
     except kind as error:
         return error
     message = f"{kind.__name__} was not raised; the call returned {found!r}"

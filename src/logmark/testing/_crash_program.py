@@ -6,8 +6,8 @@ import dataclasses
 import posixpath
 from collections.abc import Callable, Iterable
 
-from ..protocol import AppendUncertain, LogmarkError
-from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch, Snapshot
+from ..protocol import AppendUncertain, LogmarkError, SessionDeleted, StorageUnavailable
+from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch, SessionInfo, Snapshot
 from ._clock import ManualClock
 from ._disk import DiskImage
 from ._faults import Crashed, Operation
@@ -176,6 +176,49 @@ class Program:
         self.promises.halt(halted=False)
         self._recorder.moment("repaired")
 
+    def truncate_before(self, seq: int) -> LogmarkError | None:
+        """Remove the events below a number, and return the error if that failed."""
+        return self._change(
+            "truncated", lambda history: history.truncated(seq), lambda: self.store.truncate_before(SESSION, seq)
+        )
+
+    def seal(self) -> LogmarkError | None:
+        """Seal the session, and return the error if that failed."""
+        return self._change("sealed", History.sealed, lambda: self.store.seal(SESSION))
+
+    def delete(self) -> LogmarkError | None:
+        """Delete the session, and return the error if that failed."""
+        return self._change("deleted", History.deleted, lambda: self.store.delete(SESSION))
+
+    def save_record(self, name: str, data: bytes) -> LogmarkError | None:
+        """Put a record in place of the one there is, and return the error if that failed."""
+
+        def save() -> None:
+            known = self.store.load_record(SESSION, name)
+            self.store.save_record(SESSION, name, data, version=0 if known is None else known.version)
+
+        return self._change("record saved", lambda history: history.with_record(name, data), save)
+
+    def _change(
+        self, what: str, change: Callable[[History], History], call: Callable[[], object]
+    ) -> LogmarkError | None:
+        self._told = 0  # what was told may be gone when this is over
+        self.promises.begin_change(change)
+        try:
+            call()
+        except Crashed:
+            self.promises.abandoned()
+            raise
+        except (StorageUnavailable, AppendUncertain) as error:
+            self.promises.maybe_changed()
+            return error
+        except LogmarkError as error:
+            self.promises.not_reserved(certain=True)
+            return error
+        self.promises.reserved()
+        self._recorder.moment(what)
+        return None
+
     def save_snapshot(self) -> None:
         """Keep a snapshot of what was read."""
         events = stored_events(self.store.read(SESSION))
@@ -202,15 +245,40 @@ def read_history(store: FileEventStore, *, backwards: bool = True) -> History:
     Raises:
         BrokenPromise: the ways to read it disagree.
     """
-    events = stored_events(store.read(SESSION))
     info = store.info(SESSION)
-    if (info.first_seq, info.last_seq) != (events[0].seq if events else 0, events[-1].seq if events else 0):
+    if info.deleted:
+        _refuses_all(store, info)
+        return History((), info.next_seq, info.first_available, "deleted")
+    events = stored_events(store.read(SESSION, from_seq=info.first_available))
+    last_seq = events[-1].seq if events else min(info.last_seq, info.first_available - 1)
+    if (info.first_seq, info.last_seq) != (events[0].seq if events else 0, last_seq):
         message = f"{info} does not fit the events {[event.seq for event in events]}"
         raise BrokenPromise(message)
     if backwards and stored_events(store.read_backwards(SESSION)) != events[::-1]:
         message = f"backwards is not forwards reversed: {[event.seq for event in events]}"
         raise BrokenPromise(message)
-    return History(events, info.next_seq)
+    records = tuple((name, record.data, record.version) for name, record in store.records(SESSION).items())
+    return History(events, info.next_seq, info.first_available, "sealed" if info.sealed else "", records)
+
+
+def _refuses_all(store: FileEventStore, info: SessionInfo) -> None:
+    """Look whether a session that is said to be deleted is.
+
+    Raises:
+        BrokenPromise: something of it is there.
+    """
+    for look in (store.read, store.read_backwards, store.records):
+        found: object
+        try:
+            found = look(SESSION)
+        except SessionDeleted as error:
+            if error.last_seq == info.last_seq == info.next_seq - 1:
+                continue
+            found = error
+        message = f"a deleted session answers {look.__name__} with {found!r}, and {info}"
+        raise BrokenPromise(message)
+    if list(store.sessions()):
+        raise BrokenPromise("a deleted session is listed")
 
 
 def _derived_of(events: Iterable[StoredEvent]) -> bytes:
@@ -225,6 +293,8 @@ def check_snapshot(store: FileEventStore, history: History) -> None:
         BrokenPromise: it is not what is derived from this history.
     """
     kept = store.load_snapshot(SESSION, _SNAPSHOT)
+    if history.first_available > 1:
+        return  # it is of events that are gone too
     if kept is not None and kept.data != _derived_of(event for event in history.events if event.seq <= kept.seq):
         message = f"the snapshot of the events up to {kept.seq} is of others: {kept.data!r}"
         raise BrokenPromise(message)

@@ -15,7 +15,15 @@ import random
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from ..protocol import EncodedEvent, Limits, LockTimeout, LogmarkError, SessionHalted
+from ..protocol import (
+    EncodedEvent,
+    Limits,
+    LockTimeout,
+    LogmarkError,
+    SessionDeleted,
+    SessionHalted,
+    SessionSealed,
+)
 from ..storage import Appended, AppendRequest, FileEventStore, Files, SessionBatch
 from ._clock import ManualClock
 from ._crash_program import SESSION, Moment, Program, Recorder, check_snapshot, read_history
@@ -174,13 +182,15 @@ class CrashExplorer:
         """Let another process read while the lock is held, and return what is expected now that it has seen that."""
         store = self.open(FaultyFiles(disk=Disk.of_image(image)), ManualClock())
         try:
-            seen = stored_events(store.read(SESSION))
+            seen = read_history(store, backwards=False)
         except (SessionHalted, LockTimeout):
             return expectation
-        histories = tuple(history for history in expectation.histories if history.events[: len(seen)] == seen)
+        histories = tuple(history for history in expectation.histories if _may_be_seen_as(history, seen))
         if not histories:
             self._object(what, f"another process saw {seen}", None)
             return expectation
+        if any(_is_pruned_or_ended(history, histories[0]) for history in expectation.histories):
+            return expectation  # this may be seen before it is durable, as nobody was told of it yet
         return expectation._replace(histories=histories)
 
     # -- looking at one state -----------------------------------------------------------------------------------
@@ -218,6 +228,16 @@ class CrashExplorer:
         return Observation(history, halted, defect)
 
 
+def _may_be_seen_as(history: History, seen: History) -> bool:
+    """Say whether somebody may see this of a history while the lock is held: what is appended is behind the head."""
+    events = history.events[: len(seen.events)]
+    return (events, history.first_available, history.end) == (seen.events, seen.first_available, seen.end)
+
+
+def _is_pruned_or_ended(history: History, other: History) -> bool:
+    return (history.first_available, history.end) != (other.first_available, other.end)
+
+
 def _contents_max(path: str) -> int | None:
     """Say how many contents of a file are worth looking at: rows are, who holds the lock is not."""
     if ".jsonl" in path:
@@ -240,6 +260,8 @@ def _refuses(store: FileEventStore) -> None:
 
 def _use(store: FileEventStore, other: FileEventStore, history: History, *, thoroughly: bool) -> str | None:
     """Append to what was found, let another process read it, and say what is wrong, if anything is."""
+    if history.end:
+        return _use_ended(store, other, history)
     expected = list(history.events)
     next_seq = history.next_seq
     for turn, event in list(zip((store, other), _PROBES, strict=True))[: 2 if thoroughly else 1]:
@@ -248,7 +270,7 @@ def _use(store: FileEventStore, other: FileEventStore, history: History, *, thor
             return f"the append after {next_seq - 1} was answered {answer!r}"
         expected.append(StoredEvent(next_seq, event.id, event.type, event.payload_json))
         next_seq += 1
-    if (found := stored_events(other.read(SESSION))) != tuple(expected):
+    if (found := stored_events(other.read(SESSION, from_seq=history.first_available))) != tuple(expected):
         return f"after the append: {found}"
     if not thoroughly:
         return None
@@ -260,6 +282,20 @@ def _use(store: FileEventStore, other: FileEventStore, history: History, *, thor
             return f"the retry of event {told.seq} was answered {answer!r}"
     findings = other.verify(SESSION)
     return f"verify after the appends found {findings}" if findings else None
+
+
+def _use_ended(store: FileEventStore, other: FileEventStore, history: History) -> str | None:
+    """Append to what takes nothing any more, and say what is wrong, if anything is."""
+    refusal = SessionSealed if history.end == "sealed" else SessionDeleted
+    for turn, event in zip((store, other), _PROBES, strict=True):
+        if not isinstance(answer := _append(turn, event), refusal):
+            return f"an append to the {history.end} session was answered {answer!r}"
+    for told in (*history.events[:1], *history.events[-1:]):
+        answer = _append(store, encoded_event(told.type, None, id=told.id))
+        if answer != Appended(told.seq, told.seq, written=False):
+            return f"the retry of event {told.seq} was answered {answer!r}"
+    after = read_history(other)._replace(records=history.records)
+    return None if after == history else f"after the appends: {after}"
 
 
 def _append(store: FileEventStore, event: EncodedEvent) -> Answer:

@@ -10,7 +10,7 @@ and half-written events, gaps, and numbers that were given twice.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from ..protocol import AppendError, AppendRejected, RawEnvelope
@@ -35,10 +35,35 @@ class StoredEvent(NamedTuple):
 
 
 class History(NamedTuple):
-    """The events of a session, and the number that the next one gets."""
+    """The events of a session, the number that the next one gets, how much of it there is, and its records."""
 
     events: tuple[StoredEvent, ...] = ()
     next_seq: int = 1
+    first_available: int = 1
+    end: str = ""
+    records: tuple[tuple[str, bytes, int], ...] = ()
+
+    def truncated(self, seq: int) -> History:
+        """Return what it is after ``truncate_before``."""
+        if self.end == "deleted" or not self.first_available < seq <= self.next_seq:
+            return self
+        return self._replace(events=tuple(event for event in self.events if event.seq >= seq), first_available=seq)
+
+    def sealed(self) -> History:
+        """Return what it is after ``seal``."""
+        return self if self.end else self._replace(end="sealed")
+
+    def deleted(self) -> History:
+        """Return what it is after ``delete``."""
+        return History((), self.next_seq, self.next_seq, "deleted")
+
+    def with_record(self, name: str, data: bytes) -> History:
+        """Return what it is after a record was saved in place of the one there was."""
+        if self.end == "deleted":
+            return self
+        version = next((version for known, _, version in self.records if known == name), 0)
+        others = [record for record in self.records if record[0] != name]
+        return self._replace(records=tuple(sorted([*others, (name, data, version + 1)])))
 
 
 class Expectation(NamedTuple):
@@ -66,7 +91,9 @@ def _not_among(history: History, allowed: Iterable[History]) -> str:
 
 def _summary(history: History) -> str:
     events = " ".join(f"{event.seq}:{event.id}" for event in history.events)
-    return f"[{events}] then {history.next_seq}"
+    kept = f" from {history.first_available}" if history.first_available > 1 else ""
+    records = f" with {history.records}" if history.records else ""
+    return f"[{events}] then {history.next_seq}{kept}{records} {history.end}".rstrip()
 
 
 def stored_events(envelopes: Iterable[RawEnvelope]) -> tuple[StoredEvent, ...]:
@@ -111,9 +138,15 @@ class Promises:
 
     def begin_reserve(self, through_seq: int) -> None:
         """Note that numbers are about to be reserved."""
-        self._answers = {
-            history: (history._replace(next_seq=max(history.next_seq, through_seq + 1)), ()) for history in self.settled
-        }
+        self.begin_change(
+            lambda history: (
+                history if history.end else history._replace(next_seq=max(history.next_seq, through_seq + 1))
+            )
+        )
+
+    def begin_change(self, change: Callable[[History], History]) -> None:
+        """Note that something else is about to be done to the session: what a history is when that is done."""
+        self._answers = {history: (change(history), ()) for history in self.settled}
         self._begin(longer for longer, _ in self._answers.values())
 
     def _begin(self, longer: Iterable[History]) -> None:
@@ -147,7 +180,7 @@ class Promises:
         self._settle(agreeing, self._halted_before)
 
     def reserved(self) -> None:
-        """Take the return of a reservation."""
+        """Take the return of a reservation, or of another change."""
         self._settle([longer for longer, _ in self._answers.values()], self._halted_before)
 
     def not_reserved(self, *, certain: bool) -> None:
@@ -156,6 +189,10 @@ class Promises:
             self._settle(self.settled, self._halted_before)
         else:
             self._settle(self.under_way, frozenset({True}))
+
+    def maybe_changed(self) -> None:
+        """Take a failure that leaves open whether the change was made."""
+        self._settle(self.under_way, self._halted_before)
 
     def abandoned(self) -> None:
         """Take the death of the caller: what was under way happened or did not."""
@@ -216,12 +253,15 @@ def _extended(history: History, requests: Sequence[AppendRequest]) -> tuple[Hist
     for request in requests:
         found = [seqs[event.id] for event in request.events if event.id in seqs]
         last_seq = events[-1].seq if events else 0
+        if history.end == "deleted":
+            answers.append(None)
+            continue
         if len({event.id for event in request.events}) < len(request.events):
             answers.append(None)
         elif found:
             again = len(found) == len(request.events) and found == list(range(found[0], found[0] + len(found)))
             answers.append(Appended(found[0], found[-1], written=False) if again else None)
-        elif request.expected_seq not in {None, last_seq}:
+        elif history.end or request.expected_seq not in {None, last_seq}:
             answers.append(None)
         else:
             for seq, event in enumerate(request.events, next_seq):
@@ -229,4 +269,4 @@ def _extended(history: History, requests: Sequence[AppendRequest]) -> tuple[Hist
                 seqs[event.id] = seq
             answers.append(Appended(next_seq, next_seq + len(request.events) - 1))
             next_seq += len(request.events)
-    return History(tuple(events), next_seq), tuple(answers)
+    return history._replace(events=tuple(events), next_seq=next_seq), tuple(answers)

@@ -45,16 +45,22 @@ from ._conformance_base import (
     texts_of,
 )
 from ._conformance_halt import HaltConformance, TwoStoresConformance
+from ._conformance_lifetimes import LifetimeConformance, TwoStoresLifetimeConformance
 from ._conformance_load import LoadConformance
 from ._conformance_read import ODD_SESSION_IDS, ReadingConformance, SessionIdConformance, ThreadingConformance
+from ._conformance_records import RecordConformance, TwoStoresRecordConformance
 from ._conformance_shared import ProcessConformance, RaceConformance
 from ._conformance_uncertain import UncertainConformance
 
 __all__ = [
     "ODD_SESSION_IDS",
     "EventStoreConformance",
+    "LifetimeConformance",
     "ProcessConformance",
+    "RecordConformance",
     "SharedStoreConformance",
+    "TwoStoresLifetimeConformance",
+    "TwoStoresRecordConformance",
     "UncertainConformance",
     "append_answers",
     "append_batch",
@@ -77,9 +83,13 @@ class EventStoreConformance(
     ThreadingConformance,
     HaltConformance,
     LoadConformance,
+    LifetimeConformance,
+    RecordConformance,
 ):
     """What every engine promises; a subclass says how its stores are made (``make_store`` and ``reopen``)."""
 
 
-class SharedStoreConformance(TwoStoresConformance, RaceConformance):
+class SharedStoreConformance(
+    TwoStoresConformance, RaceConformance, TwoStoresLifetimeConformance, TwoStoresRecordConformance
+):
     """For engines that several runtimes can hold at once; a subclass also says how (``make_second_store``)."""
