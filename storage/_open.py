@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ..protocol import InvalidArgument, Limits, MissingExtra
 from ._store import EventStore
 
-__all__ = ["open_store"]
+__all__ = ["local_path", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.]+):")  # two letters or more: "C:\\data" is a path
 _DURABILITIES = ("fsync", "os")
@@ -32,6 +32,7 @@ _POSTGRES = _Engine("PostgreSQL", "._postgres", "PostgresEventStore", extra="pos
 _SERVERS = {
     "postgresql": _POSTGRES,
     "postgres": _POSTGRES,
+    "nats": _Engine("NATS", "._nats", "NatsEventStore", extra="nats"),
 }
 
 
@@ -39,7 +40,8 @@ def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsy
     """Open the store that a URL names.
 
     A path or ``file:PATH`` is the file engine, ``sqlite:FILE`` the SQLite engine, ``postgresql://…`` (as libpq reads
-    it) is a server, ``memory:`` is nothing but memory. ``docs/engines.md`` says which is for whom.
+    it) is a server, ``nats://…`` a stream of NATS servers, ``memory:`` is nothing but memory. ``docs/engines.md`` says
+    which is for whom.
 
     Raises:
         InvalidArgument: the URL names no engine, or there is no such durability.
@@ -66,8 +68,19 @@ def open_store(url: str, *, limits: Limits | None = None, durability: str = "fsy
         return _made(_FILES[scheme], _path_of(url, scheme, rest), limits, durability, create=create)
     if scheme in _SERVERS:
         return _made(_SERVERS[scheme], url, limits, durability, create=create)
-    message = f"{url!r} names no engine that is known; use a path, file:, sqlite:, postgresql: or memory:"
+    message = f"{url!r} names no engine that is known; use a path, file:, sqlite:, postgresql:, nats: or memory:"
     raise InvalidArgument(message)
+
+
+def local_path(url: str) -> str | None:
+    """Return the directory or the file of this machine that a store's URL names; None when it names none.
+
+    Raises:
+        InvalidArgument: the URL names an engine of files and no path.
+    """
+    match = _SCHEME.match(url)
+    scheme = "file" if match is None else match[1].lower()
+    return _path_of(url, scheme, url if match is None else url[match.end() :]) if scheme in _FILES else None
 
 
 def _path_of(url: str, scheme: str, rest: str) -> str:
