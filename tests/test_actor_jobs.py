@@ -56,7 +56,7 @@ def test_marks_include_every_append_that_was_answered() -> None:
 
 
 def test_a_log_longer_than_one_read_is_folded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("logmark.actors._job._LOAD_EVENTS", 3)
+    monkeypatch.setattr("logmark.actors._fold._LOAD_EVENTS", 3)
     store = MemoryEventStore()
     write(store, *("ab" * 5))
     with ActorHarness(stepped=True, store=store) as harness:
