@@ -5,16 +5,28 @@ from __future__ import annotations
 import threading
 
 from ..protocol import Clock
+from ._changes import Changes
 
 __all__ = ["Watermark"]
 
 
 class Watermark:
-    """A number that only rises. Safe from any thread."""
+    """A number that only rises. Safe from any thread.
 
-    __slots__ = ("_changed", "_clock", "_ended", "_mutex", "_seq", "_waiting")
+    Args:
+        clock: for waiting.
+        seq: to begin with.
+        changes: is told when it rises.
+        session_id: what it is told.
+    """
 
-    def __init__(self, clock: Clock, seq: int = 0) -> None:
+    __slots__ = ("_changed", "_changes", "_clock", "_ended", "_mutex", "_seq", "_session_id", "_waiting")
+
+    def __init__(
+        self, clock: Clock, seq: int = 0, *, changes: Changes | None = None, session_id: str | None = None
+    ) -> None:
+        self._changes = changes
+        self._session_id = session_id
         self._clock = clock
         self._mutex = threading.Lock()
         self._changed: threading.Condition | None = None  # a kilobyte, and most sessions are never waited for
@@ -35,6 +47,8 @@ class Watermark:
             self._seq = max(self._seq, seq)
             if self._waiting and self._changed is not None:
                 self._changed.notify_all()
+        if self._changes is not None and self._changes.has_listeners:
+            self._changes.tell(self._session_id)
 
     def wait_for(self, seq: int, timeout_s: float | None) -> bool:
         """Wait until the number is reached; False when the time ran out or the runtime ended."""

@@ -198,6 +198,14 @@ class _Base:
         return self._event_seq
 
     @property
+    def stored_bytes(self) -> int:
+        """Bytes of the stored event that the envelope keeps; 0 for one made of values."""
+        stored = self._stored
+        if stored is None or isinstance(stored, bytes):
+            return len(stored or b"")
+        return len(stored[0] or b"") + len(stored[1])
+
+    @property
     def type(self) -> str:
         """The event type, such as ``job.event`` or ``message.created``."""
         fields = self._fields
@@ -382,6 +390,14 @@ class Envelope(_Base):
         return payload
 
     @classmethod
+    def like(cls, other: Envelope) -> Self:
+        """Return an envelope of this very class with all that another holds; for classes that add something."""
+        self = cls.__new__(cls)
+        self._session_id, self._event_seq = other._session_id, other._event_seq
+        self._stored, self._fields, self._payload = other._stored, other._fields, other._payload
+        return self
+
+    @classmethod
     def from_wire(cls, data: bytes, *, limits: Limits = _DEFAULT_LIMITS) -> Self:
         """Decode one JSON frame.
 
@@ -426,7 +442,8 @@ class RawEnvelope(_Base):
     @property
     def payload_json(self) -> bytes:
         """The payload's JSON text, byte for byte as it was stored or received."""
-        return self._cut()[1]
+        stored = self._stored
+        return stored[1] if isinstance(stored, tuple) else self._cut()[1]
 
     @property
     def head_json(self) -> bytes | None:
