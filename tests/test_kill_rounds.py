@@ -20,6 +20,7 @@ import pytest
 
 import logmark
 from logmark.storage import FileEventStore
+from logmark.testing import check_log_files
 
 WORKER = Path(__file__).with_name("workers") / "append_until_killed.py"
 ROUNDS = int(os.environ.get("LOGMARK_KILL_ROUNDS", "40"))
@@ -46,7 +47,7 @@ class Ledger:
 
 def start(store: Path, process: str, seed: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(WORKER), str(store), process, str(SESSIONS), str(THREADS), seed],
+        [sys.executable, str(WORKER), str(store), process, str(SESSIONS), str(THREADS), seed, f"{store}.log"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,3 +117,4 @@ def test_no_acknowledged_event_is_lost_by_a_kill(
         assert whole.verify(name) == []
         assert [event.event_seq for event in whole.read(name)] == list(range(1, ledger.checked_seq + 1))
     whole.close()
+    assert check_log_files([f"{store}.log"]).events > ROUNDS, "and the processes' own logs say the same"

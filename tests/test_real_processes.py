@@ -17,6 +17,7 @@ import logmark
 from logmark.actors import ThreadBlockingReads
 from logmark.errors import AppendRejected, LogmarkError
 from logmark.protocol import Limits
+from logmark.testing import check_log_files
 
 WORKERS = Path(__file__).with_name("workers")
 SESSION = "s"
@@ -35,6 +36,7 @@ def check_dense(store: Path, told: list[int]) -> None:
         session = runtime.session(SESSION)
         assert [event.event_seq for event in session.read(1)] == sorted(told) == list(range(1, len(told) + 1))
         assert runtime.store.verify(SESSION) == []
+    assert check_log_files([f"{store}.log"]).events > len(told), "and so say the processes' own logs"
 
 
 # -- fork -------------------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Append to several sessions from several threads until killed.
 
-    append_until_killed.py STORE KEY SESSIONS THREADS SEED
+    append_until_killed.py STORE KEY SESSIONS THREADS SEED LOG
 
 Prints a line for each acknowledged append, with one system call and right after its return: session, key, thread, place
 among the appends of the thread, first and last number. Each event says to which append it belongs, and how many events
-that has.
+that has. The processes write their log events to one file, LOG.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def append(runtime: logmark.Runtime, key: str, thread: int, sessions: int, seed:
 
 
 def main() -> None:
-    store, key, sessions, threads, seed = sys.argv[1:]
+    store, key, sessions, threads, seed, log = sys.argv[1:]
+    logmark.logs.configure(json=True, stream=open(log, "a", encoding="utf-8"))  # noqa: SIM115 - until it is killed
     runtime = logmark.open(store, limits=LIMITS)
     for thread in range(int(threads)):
         threading.Thread(target=append, args=(runtime, key, thread, int(sessions), seed)).start()

@@ -1,7 +1,7 @@
 """Fork again and again while threads append: ``fork_while_busy.py STORE FORKS``.
 
 Each child finds the parent's runtime unusable, opens one of its own, and appends an event. Prints the numbers that the
-parent and its children were told, a line each.
+parent and its children were told, a line each. All log to one file, STORE.log.
 """
 
 from __future__ import annotations
@@ -33,9 +33,15 @@ def refused(call: Callable[[], object]) -> None:
     raise AssertionError(call)
 
 
+def log_to(path: str) -> None:
+    # A child needs a stream of its own: the parent's may have held a line of another thread when it was copied.
+    logmark.logs.configure(json=True, stream=open(path, "a", encoding="utf-8"))  # noqa: SIM115 - to the very end
+
+
 def child(store: str, runtime: logmark.Runtime, session: logmark.Session, subscription: logmark.Subscription) -> None:
     # A deadlock in a child is a failure of the test, not of its time limit.
     threading.Timer(CHILD_S_MAX, os._exit, (98,)).start()
+    log_to(f"{store}.log")
     refused(lambda: session.append("x"))
     refused(lambda: session.last_seq)
     refused(lambda: list(session.read(1)))
@@ -51,6 +57,7 @@ def child(store: str, runtime: logmark.Runtime, session: logmark.Session, subscr
 
 def main() -> None:
     store, forks = sys.argv[1], int(sys.argv[2])
+    log_to(f"{store}.log")
     enough = threading.Event()
     told: list[int] = []
     runtime = logmark.open(store)

@@ -33,10 +33,11 @@ from ..protocol import (
     SubscriptionClosed,
     WaitTimeout,
 )
-from ..storage import FileEventStore
+from ..storage import FileEventStore, Logger, add_sink, get_logger, remove_sink
 from ._clock import ManualClock
 from ._faults import Crashed
 from ._faulty_files import FaultyFiles
+from ._log_check import LogCheck
 from ._sim_model import Attempt, Model, SimulationFailure
 from ._sim_seams import SimScheduler
 
@@ -56,6 +57,7 @@ _LIMITS = Limits(
     marks_unsaved_events_max=5,
     actor_restarts_max=50,
 )
+_numbers = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +95,12 @@ class _Follower:
 class _Process:
     """One process: its view of the disk, its scheduler, its runtime while it is alive."""
 
-    def __init__(self, name: str, files: FaultyFiles, clock: ManualClock, rng: random.Random) -> None:
+    def __init__(self, name: str, files: FaultyFiles, clock: ManualClock, rng: random.Random, log: Logger) -> None:
         self.name = name
         self.files = files
         self.clock = clock
         self.rng = rng
+        self.log = log
         self.scheduler = SimScheduler(clock, rng)
         self.runtime: Runtime | None = None
 
@@ -107,7 +110,7 @@ class _Process:
             store = FileEventStore(_STORE, limits=_LIMITS, files=self.files, clock=self.clock)
         except StorageUnavailable:
             return False
-        self.runtime = Runtime(store, limits=_LIMITS, seams=self.scheduler.seams)
+        self.runtime = Runtime(store, limits=_LIMITS, seams=self.scheduler.seams, log=self.log)
         return True
 
     def die(self) -> None:
@@ -131,14 +134,16 @@ class Simulation:
 
     def __init__(self, seed: int, *, steps: int = 250, trace: bool = False) -> None:
         self.seed = seed
+        self._number = next(_numbers)
         self._steps = steps
         self._rng = random.Random(seed)
         self._clock = ManualClock()
         self._model = Model()
+        log = get_logger(simulation=self._number)
         first = FaultyFiles()
         count = self._rng.choice((1, 1, 2, 3))
         views = [first, *(first.another_process() for _ in range(count - 1))]
-        self._processes = [_Process(f"p{n}", view, self._clock, self._rng) for n, view in enumerate(views)]
+        self._processes = [_Process(f"p{n}", view, self._clock, self._rng, log) for n, view in enumerate(views)]
         self._waiting: list[tuple[Attempt, Future[Any], _Process]] = []
         self._followers: list[_Follower] = []
         self._trace: list[str] | None = [] if trace else None
@@ -146,6 +151,7 @@ class Simulation:
         self._counts = {"crashes": 0, "power_cuts": 0, "halts": 0}
         self._faulty = self._rng.random() < 0.8
         self._ids = itertools.count(1)
+        self._check = LogCheck(lambda event: event.get("simulation") == self._number)
         self._peaceful_actions: list[tuple[Callable[[_Process], None], float]] = [
             (self._submit, 22),
             (self._turns, 50),
@@ -165,17 +171,22 @@ class Simulation:
     def run(self) -> SimulationReport:
         """Run to the end and return what happened."""
         before = set(ActorRegistry.get_all())
+        add_sink(self._check)
         try:
             for step in range(self._steps):
                 self._step = step
                 self._one_step()
             self._settle_all()
             self._compare()
+            self._check.verify()
         except SimulationFailure:
             raise
+        except AssertionError as error:
+            raise self._fail(str(error)) from error
         except (Exception, Crashed) as error:
             raise SimulationFailure(self.seed, self._step, f"unexpected {error!r}") from error
         finally:
+            remove_sink(self._check)
             for process in self._processes:
                 process.die()
             for ref in ActorRegistry.get_all():
