@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ..protocol import InvalidArgument
 from ._hub import Hub
 from ._limits import GatewayLimits
+from ._pages import Pages
 from ._runner import Runner
 
 if TYPE_CHECKING:
@@ -76,11 +77,15 @@ class Gateway:
         origins: Sequence[str],
         hosts: Sequence[str],
         tls: ssl.SSLContext | None,
+        metrics: Callable[[], bytes] | None,
     ) -> None:
         from ._websocket import WebSocketListener
 
         self._hub = hub
-        self._listener = WebSocketListener(hub, host=host, port=port, origins=origins, hosts=hosts, tls=tls)
+        pages = Pages(hub.runtime, metrics, hub.log)
+        self._listener = WebSocketListener(
+            hub, host=host, port=port, origins=origins, hosts=hosts, tls=tls, pages=pages
+        )
         self._mutex = threading.Lock()
         self._closed = False
 
@@ -134,11 +139,14 @@ def serve(
     hosts: Sequence[str] = (),
     ssl: ssl.SSLContext | None = None,
     limits: GatewayLimits | None = None,
+    metrics: Callable[[], bytes] | None = None,
 ) -> Gateway:
     """Serve a runtime's agents to ARCP clients over WebSocket, and return at once.
 
     Everything a client is told is in the runtime's store before it is told. Sessions, jobs, resume tokens (hashed) and
     idempotency keys are found again by the next server on the same store, in this process or another.
+
+    ``GET /healthz`` answers anybody with ``Health.public``: 200 while the runtime works, 503 when it does not.
 
     Args:
         runtime: its agents (``Runtime.agent``) may still be registered while it is served.
@@ -152,6 +160,8 @@ def serve(
         hosts: names beside ``host`` and the loopback ones that clients may use in ``Host``.
         ssl: serve ``wss://``.
         limits: every bound.
+        metrics: returns what ``GET /metrics`` answers anybody with, such as ``PrometheusInstrumentation.exposition``;
+            without it there is no such page.
 
     Raises:
         InvalidArgument: an argument is wrong; there are no tokens.
@@ -164,7 +174,7 @@ def serve(
     check_host(host, allow_remote=allow_remote)
     hub = make_hub(runtime, tokens=tokens, anonymous=None, compat=compat, limits=limits or GatewayLimits())
     try:
-        gateway = Gateway(hub, host=host, port=port, origins=origins, hosts=hosts, tls=ssl)
+        gateway = Gateway(hub, host=host, port=port, origins=origins, hosts=hosts, tls=ssl, metrics=metrics)
     except BaseException:
         hub.close(0.1)
         raise

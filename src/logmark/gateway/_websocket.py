@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..protocol import InvalidArgument, MissingExtra, StorageUnavailable
 from ._link import TransportGone
+from ._pages import Pages
 
 try:
     from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -96,8 +97,10 @@ class WebSocketListener:
         origins: Sequence[str],
         hosts: Sequence[str],
         tls: ssl.SSLContext | None,
+        pages: Pages,
     ) -> None:
         self._hub = hub
+        self._pages = pages
         limits = hub.limits
         self._slots = threading.BoundedSemaphore(limits.connections_max)
         try:
@@ -164,13 +167,24 @@ class WebSocketListener:
             self._slots.release()
 
     def _check_request(self, connection: ServerConnection, request: Request) -> Response | None:
-        if request.path.partition("?")[0] != PATH:
+        path = request.path.partition("?")[0]
+        is_page = self._pages.has(path)
+        if path != PATH and not is_page:
             return connection.respond(HTTPStatus.NOT_FOUND, "there is nothing here\n")
-        hosts = request.headers.get_all("Host")
-        if len(hosts) != 1 or _host_name(hosts[0]) not in self._hosts:
+        hosts = [_host_name(header) for header in request.headers.get_all("Host")]
+        if len(hosts) != 1 or not (hosts[0] in self._hosts or (is_page and _is_address(hosts[0]))):
             self._hub.log.warning("arcp_handshake_refused", reason="host")
             return connection.respond(HTTPStatus.FORBIDDEN, "this server has another name\n")
-        return None
+        return self._page(connection, path) if is_page else None
+
+    def _page(self, connection: ServerConnection, path: str) -> Response:
+        page = self._pages.answer(path)
+        response = connection.respond(page.status, page.text)
+        del response.headers["Content-Type"]
+        response.headers["Content-Type"] = page.content_type
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
 
     def _serve_one(self, connection: ServerConnection) -> None:
         link = self._hub.connect(_WebSocket(connection))
@@ -207,3 +221,11 @@ def _host_name(header: str) -> str:
     if header.startswith("["):
         return header[1:].partition("]")[0].lower()
     return header.partition(":")[0].lower()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
