@@ -6,42 +6,27 @@ import argparse
 import contextlib
 import importlib
 import os
-import re
-import signal
 import sys
-import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from ..protocol import InvalidArgument
 from ._command import Command
 from ._console import Console
 from ._exit_codes import ExitCode
+from ._serving import Address, Stop, address_of, read_tokens
+from ._ui import LISTEN_DEFAULT, listen_for_browsers, page_tokens
 
 if TYPE_CHECKING:
     from .._runtime import Runtime
+    from ..prometheus import PrometheusInstrumentation
 
 __all__ = ["COMMAND"]
 
 _LISTEN_DEFAULT = "127.0.0.1:7777"
 _TOKENS_VARIABLE = "LOGMARK_TOKENS"
 _DRAIN_DEFAULT_S = 10.0
-_PORT_MAX = 65_535
 _STOPPING = "finishing the jobs that run; once more stops at once"
-
-
-class _Address(NamedTuple):
-    host: str
-    port: int
-
-
-def _address(text: str) -> _Address:
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/\[\]]+)):([0-9]{1,5})", text)
-    if match is None or int(match[3]) > _PORT_MAX:
-        message = f"{text!r} is not HOST:PORT, such as 127.0.0.1:7777 or [::1]:0"
-        raise argparse.ArgumentTypeError(message)
-    return _Address(match[1] or match[2], int(match[3]))
 
 
 def _seconds(text: str) -> float:
@@ -65,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
         metavar="HOST:PORT",
-        type=_address,
+        type=address_of,
         help=f"where to listen; port 0 takes a free one (default: {_LISTEN_DEFAULT})",
     )
     parser.add_argument(
@@ -89,6 +74,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         " this encrypts",
     )
     parser.add_argument(
+        "--metrics",
+        action="store_true",
+        help="answer GET /metrics where clients connect, for Prometheus; without a token (logmark[prometheus])",
+    )
+    parser.add_argument(
+        "--ui",
+        metavar="HOST:PORT",
+        type=address_of,
+        nargs="?",
+        const=LISTEN_DEFAULT,
+        help="serve the live page of the store too, to browsers of this machine (default: a free port of 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--ui-token-file",
+        metavar="FILE",
+        help="who may see the page, in the form of --token-file (default: $LOGMARK_UI_TOKENS, else a token of this run,"
+        " in the URL that is printed)",
+    )
+    parser.add_argument(
         "--drain-wait",
         metavar="SECONDS",
         type=_seconds,
@@ -98,22 +102,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> int:
+    if arguments.metrics and arguments.stdio and arguments.listen is None:
+        raise InvalidArgument("--metrics is a page at --listen HOST:PORT, which --stdio is without")
     pipes = _take_stdio() if arguments.stdio else None  # before any code of the agents runs, which may print
-    tokens = _tokens(arguments)
-    address: _Address | None = arguments.listen
+    tokens = read_tokens(arguments.token_file, _TOKENS_VARIABLE)
+    address: Address | None = arguments.listen
     if pipes is None and address is None:
-        address = _address(_LISTEN_DEFAULT)
+        address = address_of(_LISTEN_DEFAULT)
     if address is not None and tokens is None:
         message = f"nobody could be let in: give --token-file, or set {_TOKENS_VARIABLE} to 'token principal' lines"
         raise InvalidArgument(message)
+    ui_tokens = page_tokens(arguments.ui_token_file) if arguments.ui is not None else {}
+    instrumentation = _instrumentation() if arguments.metrics else None
     register = _load(arguments.agents)
     from .. import open as open_store
 
-    stop = _Stop(console, pipes)
-    with stop, open_store(arguments.store) as runtime, contextlib.ExitStack() as stack:
+    stop = Stop(console, pipes, _STOPPING)
+    opened = open_store(arguments.store, instrumentation=instrumentation)
+    with stop, opened as runtime, contextlib.ExitStack() as stack:
         _register(runtime, register, arguments.agents)
         if address is not None:
-            _listen(arguments, console, runtime, address, tokens or {}, stack)
+            metrics = None if instrumentation is None else instrumentation.exposition
+            _listen(arguments, console, runtime, address, tokens or {}, stack, metrics)
+        if arguments.ui is not None:
+            say = console.err.line if arguments.stdio else console.out.line
+            stack.enter_context(listen_for_browsers(runtime, arguments.ui, ui_tokens, say, writing=True))
+            console.out.flush()
         if pipes is None:
             stop.requested.wait()
         else:
@@ -127,9 +141,10 @@ def _listen(
     arguments: argparse.Namespace,
     console: Console,
     runtime: Runtime,
-    address: _Address,
+    address: Address,
     tokens: dict[str, str],
     stack: contextlib.ExitStack,
+    metrics: Callable[[], bytes] | None,
 ) -> None:
     from .. import serve
 
@@ -140,6 +155,7 @@ def _listen(
         tokens=tokens,
         compat=arguments.compat,
         allow_remote=arguments.allow_remote,
+        metrics=metrics,
     )
     stack.callback(gateway.close, arguments.drain_wait)
     if arguments.stdio:
@@ -149,16 +165,11 @@ def _listen(
         console.out.flush()
 
 
-def _tokens(arguments: argparse.Namespace) -> dict[str, str] | None:
-    from ..gateway import parse_tokens, read_token_file
+def _instrumentation() -> PrometheusInstrumentation:
+    """Return metrics of this process alone, with what the client library knows of it."""
+    from ..prometheus import PrometheusInstrumentation
 
-    # Taken out of the environment whether it is used or not: the programs that agents start need not know it.
-    from_environment = os.environ.pop(_TOKENS_VARIABLE, None)
-    if arguments.token_file is not None:
-        return read_token_file(arguments.token_file)
-    if from_environment is not None:
-        return parse_tokens(from_environment, source=f"${_TOKENS_VARIABLE}")
-    return None
+    return PrometheusInstrumentation.of_process()
 
 
 def _load(spec: str) -> Callable[[Any], object]:
@@ -211,50 +222,6 @@ def _take_stdio() -> tuple[IO[bytes], IO[bytes]]:
     return stdin, stdout
 
 
-class _Stop:
-    """While it is entered, the first SIGTERM, SIGHUP or Ctrl-C ends in order; the next one ends the process at once.
-
-    Args:
-        console: tells a person that the signal was taken.
-        pipes: standard input and output of a client, if there is one; its input ends then.
-    """
-
-    def __init__(self, console: Console, pipes: tuple[IO[bytes], IO[bytes]] | None) -> None:
-        self.requested = threading.Event()
-        self._console = console
-        self._pipes = pipes
-        self._null = os.open(os.devnull, os.O_RDONLY)
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        """Take over the signals, unless this is not the main thread or the process ignores them, as under nohup."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Give them back, and close what is open."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self._null)
-        for stream in self._pipes or ():
-            with contextlib.suppress(OSError):  # the client is gone, and with it whoever wanted what is buffered
-                stream.close()
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        for number in self._before:
-            signal.signal(number, signal.SIG_DFL)
-        self.requested.set()
-        if self._pipes is not None:
-            # The read that is under way is interrupted by the signal, tried again, and then finds the end of input.
-            os.dup2(self._null, self._pipes[0].fileno())
-        self._console.err.say_at_once(_STOPPING)
-
-
 COMMAND = Command(
     name="serve",
     summary="serve agents to ARCP clients",
@@ -268,6 +235,7 @@ COMMAND = Command(
 logmark serve --store ./jobs --agents my_agents:register --token-file tokens
 LOGMARK_TOKENS="$TOKEN alice" logmark serve --agents my_agents:register --listen 127.0.0.1:0
 logmark serve --stdio --agents my_agents:register
+logmark serve --agents my_agents:register --token-file tokens --ui
 """,
     add_arguments=_add_arguments,
     run=_run,
