@@ -1,15 +1,19 @@
-"""The motion: SessionActor, PersistActor, BroadcastActor, JobActor, and what gives them their turns."""
+"""The motion: SessionActor, PersistActor, BroadcastActor, JobActor, RowActor, and what gives them their turns."""
 
 from __future__ import annotations
 
 from . import messages
 from ._base import LogmarkActor
+from ._bases import BASE_PREFIX, decode_base, encode_base
 from ._broadcast import Batch, BroadcastActor
 from ._caller import CallerLane
+from ._changes import Changes
 from ._dispatch import Dispatcher, Mailbox, ThreadDispatcher, Turns, refuse_in_turn
 from ._gate import Gate
+from ._instrumentation import AppendSpan, Instrumentation, Instruments, Notice, PersistedBatch
 from ._job import JobActor
 from ._persist import PersistActor, WriterPool
+from ._rows import RowActor, RowIndex
 from ._seams import BlockingReads, ThreadBlockingReads, ThreadTimers, Timers
 from ._session import SessionActor, SessionChildren
 from ._system import ActorSystem, Seams, ThreadSeams
@@ -17,17 +21,26 @@ from ._watch import WatchActor
 from ._watermark import Watermark
 
 __all__ = [
+    "BASE_PREFIX",
     "ActorSystem",
+    "AppendSpan",
     "Batch",
     "BlockingReads",
     "BroadcastActor",
     "CallerLane",
+    "Changes",
     "Dispatcher",
     "Gate",
+    "Instrumentation",
+    "Instruments",
     "JobActor",
     "LogmarkActor",
     "Mailbox",
+    "Notice",
     "PersistActor",
+    "PersistedBatch",
+    "RowActor",
+    "RowIndex",
     "Seams",
     "SessionActor",
     "SessionChildren",
@@ -40,6 +53,8 @@ __all__ = [
     "WatchActor",
     "Watermark",
     "WriterPool",
+    "decode_base",
+    "encode_base",
     "messages",
     "refuse_in_turn",
 ]

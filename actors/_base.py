@@ -83,25 +83,33 @@ class LogmarkActor(Actor):
         """Handle all that waits, in order; called by the dispatcher, one turn at a time."""
         if not self._started:
             self._started = True
-            self._guarded(self.on_start)
-        waiting = self.actor_inbox.take()
-        if not self._handle_all(waiting):
+            try:
+                self.on_start()
+            except Exception as error:
+                self._fail(error)
+        inbox = self.actor_inbox
+        if not self._handle_all(inbox.take()):
             return False
         # Restarted in on_drained: what it was about is due all the same, and failing for ever ends in giving up.
-        while not self._ended and not self._guarded(self.on_drained):
+        while not self._ended:
+            try:
+                self.on_drained()
+                break
+            except Exception as error:
+                self._fail(error)
             if self._pause_s > 0 and self._pause([]):
                 return False
         if self._ended:
-            self._bury(self.actor_inbox.take())
-            return self.actor_inbox.finish_turn(quiet=False)
-        return self.actor_inbox.finish_turn(quiet=self.is_quiet())
+            self._bury(inbox.take())
+            return inbox.finish_turn(quiet=False)
+        return inbox.finish_turn(quiet=self.is_quiet())
 
     def _handle_all(self, waiting: list[Envelope[Any]]) -> bool:
         """Handle messages in order; False when a pause ended the turn."""
-        if self._ended:
-            self._bury(waiting)
-            return True
-        for index, envelope in enumerate(waiting, 1):
+        for index, envelope in enumerate(waiting):
+            if self._ended:
+                self._bury(waiting[index:])
+                break
             message = envelope.message
             if message.__class__ in _OWN_MESSAGES and envelope.reply_to is None:
                 try:
@@ -110,10 +118,7 @@ class LogmarkActor(Actor):
                     self._fail(error, message)
             else:
                 self._handle(envelope)
-            if self.actor_stopped.is_set():
-                self._bury(waiting[index:])
-                return True
-            if self._pause_s > 0 and self._pause(waiting[index:]):
+            if self._pause_s > 0 and self._pause(waiting[index + 1 :]):
                 return False
         return True
 
@@ -149,14 +154,6 @@ class LogmarkActor(Actor):
         else:
             if reply_to is not None:
                 reply_to.set(response)
-
-    def _guarded(self, hook: Any) -> bool:
-        try:
-            hook()
-        except Exception as error:
-            self._fail(error)
-            return False
-        return True
 
     def _fail(self, error: Exception, message: Any = None) -> None:
         """Restart after a failure, or give up after too many."""

@@ -86,9 +86,9 @@ class CallerLane:
         """Give the turns that are due here until the caller has its answer, or had better wait for it."""
         lane = self._lane
         while lane and is_lane(lane) and not is_settled():
-            dispatcher, actor = lane.popleft()
-            if actor.take_turn():
-                lane.append((dispatcher, actor))
+            due = lane.popleft()
+            if due[1].take_turn():
+                lane.append(due)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

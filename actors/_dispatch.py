@@ -134,9 +134,13 @@ class Mailbox:
         """Add a message, and call for a turn unless one is due already."""
         with self._mutex:
             self._waiting.append(envelope)
-            if self._paused and isinstance(envelope.message, Resume | _ActorStop):
+            if self._scheduled:
+                return
+            if self._paused:
+                if not isinstance(envelope.message, Resume | _ActorStop):
+                    return
                 self._paused = False
-            if self._scheduled or self._paused or (self._quiet and envelope.message.__class__ in _MAY_WAIT):
+            elif self._quiet and envelope.message.__class__ in _MAY_WAIT:
                 return
             self._scheduled = True
         if self._dispatcher is not None and self._owner is not None:
@@ -174,10 +178,13 @@ class Mailbox:
         """End a turn; True when messages came meanwhile that call for another."""
         with self._mutex:
             self._quiet = quiet
-            self._scheduled = bool(self._waiting) and (
-                not quiet or any(envelope.message.__class__ not in _MAY_WAIT for envelope in self._waiting)
-            )
-            return self._scheduled
+            if self._waiting:
+                self._scheduled = not quiet or any(
+                    envelope.message.__class__ not in _MAY_WAIT for envelope in self._waiting
+                )
+                return self._scheduled
+            self._scheduled = False
+            return False
 
 
 class ThreadDispatcher:

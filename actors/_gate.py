@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 
 from ..protocol import AppendError, Clock, InvalidEvent, Limits, Overloaded, RuntimeClosed
 
@@ -27,8 +28,12 @@ class Gate:
         "_events_max",
         "_mutex",
         "_session_id",
+        "_told",
         "_wait_s",
         "_waiting",
+        "accepted",
+        "answered",
+        "oldest_ns",
     )
 
     def __init__(self, session_id: str, limits: Limits, clock: Clock) -> None:
@@ -43,12 +48,24 @@ class Gate:
         self._bytes = 0
         self._closed: AppendError | None = None
         self._waiting = 0
+        self._told: tuple[Callable[[], None], ...] = ()
         self._calm_s: float | None = None
+        self.accepted = 0
+        """Appends that came in."""
+        self.answered = 0
+        """Appends that were answered, or that nobody wanted any more when their turn came."""
+        self.oldest_ns: int | None = None
+        """Wall clock of the submission of the oldest append that a writer was last handed; the SessionActor's note."""
 
     @property
     def events(self) -> int:
         """Events accepted and not yet answered."""
         return self._events
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes accepted and not yet answered."""
+        return self._bytes
 
     def is_calm(self, commit_s_max: float) -> bool:
         """Say whether nobody waits, and the last batch was one append that took no longer than that many seconds."""
@@ -71,8 +88,29 @@ class Gate:
             if self._closed is None and self._has_room(events, size_bytes):
                 self._events += events
                 self._bytes += size_bytes
+                self.accepted += 1
                 return
             self._enter_late(events, size_bytes)
+
+    def try_enter(self, events: int, size_bytes: int) -> bool:
+        """Take places if they are free now; False when they are not. Otherwise as ``enter``."""
+        with self._mutex:
+            fits = events <= self._events_max and size_bytes <= self._bytes_max
+            if self._closed is None and fits and not self._has_room(events, size_bytes):
+                return False
+            self._enter_late(events, size_bytes)  # which has nothing to wait for
+            return True
+
+    def when_room(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called once, in any thread, as soon as places are given back or the gate is closed.
+
+        It must neither block nor raise. Places may have come free before the call: try once more after it.
+        """
+        with self._mutex:
+            if self._closed is None:
+                self._told = (*self._told, told)
+                return
+        told()
 
     def _enter_late(self, events: int, size_bytes: int) -> None:
         if events > self._events_max or size_bytes > self._bytes_max:
@@ -91,18 +129,31 @@ class Gate:
             raise copy.copy(self._closed)
         self._events += events
         self._bytes += size_bytes
+        self.accepted += 1
 
     def _has_room(self, events: int, size_bytes: int) -> bool:
         return self._events + events <= self._events_max and self._bytes + size_bytes <= self._bytes_max
 
-    def leave(self, events: int, size_bytes: int) -> None:
-        """Give places back: their appends were answered."""
+    def leave(self, events: int, size_bytes: int, appends: int = 1) -> None:
+        """Give places back: so many appends were answered."""
         with self._mutex:
+            self.answered += appends
             # Never below nothing: an interrupt after a submission makes its caller give back what the actor gives.
             self._events = max(0, self._events - events)
             self._bytes = max(0, self._bytes - size_bytes)
             if self._waiting and self._changed is not None:
                 self._changed.notify_all()
+            if not self._told:
+                return
+            told, self._told = self._told, ()
+        for tell in told:
+            tell()
+
+    def withdraw(self, events: int, size_bytes: int) -> None:
+        """Give the places of an append back that did not come to the actor."""
+        with self._mutex:
+            self.accepted -= 1
+        self.leave(events, size_bytes, appends=0)
 
     def close(self, error: AppendError | None = None) -> None:
         """Accept nothing more; who waits for a place, or comes for one, is told so: ``RuntimeClosed`` unless given.
@@ -113,6 +164,9 @@ class Gate:
             self._closed = self._closed or error or RuntimeClosed()
             if self._changed is not None:
                 self._changed.notify_all()
+            told, self._told = self._told, ()
+        for tell in told:
+            tell()
 
     def wait_empty(self, deadline: float) -> bool:
         """Wait until everything accepted was answered; False when the (monotonic) deadline came first."""

@@ -56,6 +56,8 @@ class PersistActor(LogmarkActor):
         match message:
             case Persist():
                 self._writing = message
+                if not self._store.catches_up:
+                    catch_up()  # or the callers of the last batch would wait for this one too
                 began = self._clock.monotonic()
                 try:
                     (result,) = self._store.append([message.batch])

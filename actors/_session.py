@@ -14,18 +14,19 @@ from ..protocol import (
     AppendError,
     AppendUncertain,
     Clock,
-    EventIdConflict,
     Limits,
     RawEnvelope,
     RuntimeClosed,
     SessionHalted,
     StorageRejected,
-    WrongExpectedSeq,
 )
-from ..storage import Appended, BatchResult, Logger, SessionBatch, put_off, rfc3339
+from ..storage import Appended, BatchResult, Logger, SessionBatch, put_off
+from ._answer_log import log_answer
 from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._gate import Gate
+from ._instrumentation import Instruments
+from ._measure import persisted_batch
 from ._seams import Timers
 from ._watermark import Watermark
 from .messages import (
@@ -33,6 +34,8 @@ from .messages import (
     CheckWriter,
     Committed,
     GetMarks,
+    GetRows,
+    GetRowsBase,
     HaltSession,
     Observed,
     Persist,
@@ -58,6 +61,10 @@ class SessionChildren(Protocol):
         """Start the session's JobActor."""
         ...
 
+    def start_rows(self) -> ActorRef[Any]:
+        """Start the session's RowActor."""
+        ...
+
 
 @dataclasses.dataclass(slots=True)
 class _InFlight:
@@ -66,9 +73,11 @@ class _InFlight:
     batch_id: int
     items: list[Append | Send]
     appends: list[Append]
+    handed_s: float
     writer: ActorRef[Any] | None = None
     result: BatchResult | None = None
     succeeded: bool = False
+    logged: bool = False
 
 
 class SessionActor(LogmarkActor):
@@ -80,9 +89,10 @@ class SessionActor(LogmarkActor):
     Args:
         session_id: the session.
         choose_writer: returns the ref that gets ``Persist`` next: a PersistActor's, or a ``MockWriter``'s in a test.
-        children: starts the BroadcastActor and the JobActor.
+        children: starts the BroadcastActor, the JobActor and the RowActor.
         gate: gets its places back as appends are answered.
         watermark: rises as numbers become durable.
+        instruments: are told of each commit.
     """
 
     # With all of its attributes in a dict, more than Python shares the keys of, an idle session would take 1.2 kB more.
@@ -94,9 +104,12 @@ class SessionActor(LogmarkActor):
         "_gate",
         "_halt_recorder",
         "_in_flight",
+        "_instruments",
         "_jobs",
         "_limits",
         "_refusal",
+        "_rows",
+        "_rows_apart",
         "_timers",
         "_unrecorded",
         "_waiting",
@@ -120,6 +133,7 @@ class SessionActor(LogmarkActor):
         dispatcher: Dispatcher,
         clock: Clock,
         log: Logger,
+        instruments: Instruments | None = None,
     ) -> None:
         super().__init__(
             dispatcher=dispatcher,
@@ -138,6 +152,8 @@ class SessionActor(LogmarkActor):
         self._timers = timers
         self._broadcast: ActorRef[Any] | None = None
         self._jobs: ActorRef[Any] | None = None
+        self._rows: ActorRef[Any] | None = None
+        self._rows_apart: ActorRef[Any] | None = None  # started, but only for what a pruning has to keep
         self._waiting: deque[Append | Send] = deque()
         self._in_flight: _InFlight | None = None
         self._batch_ids = 0
@@ -145,6 +161,7 @@ class SessionActor(LogmarkActor):
         self._refusal: SessionHalted | None = None
         self._halt_recorder: ActorRef[Any] | None = None
         self._unrecorded: HaltSession | None = None
+        self._instruments = instruments
 
     @property
     def last_seq(self) -> int:
@@ -164,6 +181,8 @@ class SessionActor(LogmarkActor):
                 self._for_broadcast(message)
             case GetMarks():
                 self._for_jobs(message)
+            case GetRows():
+                self._for_rows(message)
             case CheckWriter():
                 self._check_writer()
             case _:
@@ -191,8 +210,9 @@ class SessionActor(LogmarkActor):
                 self._announce(Committed(controls, self.last_seq, self.last_seq))
             return
         self._batch_ids += 1
-        batch = SessionBatch(self.session_id, tuple(append.request for append in appends))
-        in_flight = self._in_flight = _InFlight(self._batch_ids, items, appends)
+        batch = SessionBatch(self.session_id, tuple([append.request for append in appends]))
+        in_flight = self._in_flight = _InFlight(self._batch_ids, items, appends, self._clock.monotonic())
+        self._gate.oldest_ns = appends[0].submitted_ns
         try:
             # After a doubt, the batch goes to the writer that records the halt: another could be faster and write it.
             recorder, self._halt_recorder = self._halt_recorder, None
@@ -201,15 +221,27 @@ class SessionActor(LogmarkActor):
                 writer.tell(self._unrecorded)
                 self._unrecorded = None
         except Exception as error:  # such as no thread for one: nobody was told anything, so nothing is written
-            self._finish(StorageRejected(session_id=self.session_id, reason=f"there is no writer: {error!r}"))
+            self._refuse_batch(in_flight, f"there is no writer: {error!r}")
             return
         in_flight.writer = writer
         try:
             writer.tell(Persist(self._batch_ids, batch, self.actor_ref))
         except ActorDeadError:
-            self._finish(StorageRejected(session_id=self.session_id, reason="the writer is not running"))
+            self._refuse_batch(in_flight, "the writer is not running")
             return
         self._watch_writer()
+
+    def _refuse_batch(self, in_flight: _InFlight, reason: str) -> None:
+        """Answer a batch that came to no writer."""
+        error = StorageRejected(session_id=self.session_id, reason=reason)
+        self._log.warning(
+            "append_failed",
+            error=type(error).__name__,
+            reason=str(error),
+            appends=len(in_flight.appends),
+            batch=in_flight.batch_id,
+        )
+        self._finish(error)
 
     def _next_batch(self) -> tuple[list[Append | Send], list[Append], list[Append]]:
         """Take the next batch off the queue: its items in order, its appends, and the appends nobody wants any more."""
@@ -244,7 +276,9 @@ class SessionActor(LogmarkActor):
             self._gate.leave(len(append.request.events), append.size_bytes)
         else:
             self._gate.leave(
-                sum([len(append.request.events) for append in appends]), sum([append.size_bytes for append in appends])
+                sum([len(append.request.events) for append in appends]),
+                sum([append.size_bytes for append in appends]),
+                len(appends),
             )
 
     def _check_writer(self) -> None:
@@ -266,9 +300,18 @@ class SessionActor(LogmarkActor):
         if in_flight is None:
             return
         first_id = in_flight.appends[0].request.events[0].id
-        self._log.error("append_uncertain", reason=reason, first_event_id=first_id)
+        self._log_uncertain(in_flight, reason, first_id)
         self._record_halt(reason, first_id)
         self._finish(AppendUncertain(session_id=self.session_id, reason=reason, first_event_id=first_id))
+
+    def _log_uncertain(self, in_flight: _InFlight, reason: str, first_event_id: str) -> None:
+        self._log.error(
+            "append_uncertain",
+            reason=reason,
+            first_event_id=first_event_id,
+            appends=len(in_flight.appends),
+            batch=in_flight.batch_id,
+        )
 
     def _record_halt(self, reason: str, first_event_id: str | None) -> None:
         halt = HaltSession(self.session_id, reason, first_event_id)
@@ -287,31 +330,36 @@ class SessionActor(LogmarkActor):
         in_flight = self._in_flight
         if in_flight is None or in_flight.batch_id != message.batch_id:
             # The answer to a batch whose callers were told otherwise. What it wrote is in the log all the same.
-            self._log.warning("late_answer", last_seq=message.result.last_seq)
+            self._log.warning("late_answer", last_seq=message.result.last_seq, batch=message.batch_id)
             self._on_observed(Observed(message.result.last_seq))
             return
         result = in_flight.result = message.result
         self._gate.note(len(in_flight.appends), message.commit_s)
         envelopes = self._envelopes(in_flight, result) if self._is_followed(in_flight) else ()
-        in_flight.succeeded = len(result.answers) == len(in_flight.appends) and all(
-            isinstance(answer, Appended) for answer in result.answers
-        )
-        if not in_flight.succeeded or self._log.enabled("info"):
-            self._log_persisted(in_flight, message)
+        failed = [answer for answer in result.answers if not isinstance(answer, Appended)]
+        in_flight.succeeded = not failed and len(result.answers) == len(in_flight.appends)
+        self._log_answer(in_flight, result, message.commit_s)
         known = self.last_seq
         self._watermark.rise(result.last_seq)
         if envelopes:
             self._announce(Committed(envelopes, result.last_seq_before, result.last_seq))
         elif result.last_seq > known:
             self._announce(Observed(result.last_seq))  # nothing of ours was written, but others have been here
+        if self._instruments is not None:
+            self._instruments.batch_persisted(
+                persisted_batch(self.session_id, in_flight.appends, message, self._clock.time_ns())
+            )
         # The callers come last, so that what an append's caller asks next finds the append everywhere.
         self._finish(None)
 
     def _is_followed(self, in_flight: _InFlight) -> bool:
         """Say whether anybody behind this actor has to see the batch itself, and not only how far the log goes."""
-        if self._broadcast is not None or self._jobs is not None or len(in_flight.items) != len(in_flight.appends):
+        if self._broadcast is not None or self._jobs is not None or self._rows is not None:
             return True
-        return any(event.job_id is not None for append in in_flight.appends for event in append.request.events)
+        if len(in_flight.items) != len(in_flight.appends):
+            return True
+        of_jobs = [event for append in in_flight.appends for event in append.request.events if event.job_id is not None]
+        return bool(of_jobs)
 
     def _envelopes(self, in_flight: _InFlight, result: BatchResult) -> tuple[RawEnvelope, ...]:
         """Stamp what was written with its numbers, control envelopes in their places."""
@@ -355,39 +403,11 @@ class SessionActor(LogmarkActor):
             self._settle(append, answer)
         self._leave(appends)
 
-    def _log_persisted(self, in_flight: _InFlight, message: Persisted) -> None:
-        result = message.result
-        answered = list(zip(in_flight.appends, result.answers, strict=True))
-        done = [(append, answer) for append, answer in answered if isinstance(answer, Appended) and answer.written]
-        failed = [answer for answer in result.answers if not isinstance(answer, Appended)]
-        if done:
-            written = [answer for _, answer in done]
-            began_ns = in_flight.appends[0].submitted_ns
-            self._log.info(
-                "batch_persisted",
-                first_seq=written[0].first_seq,
-                last_seq=written[-1].last_seq,
-                events=sum(answer.last_seq - answer.first_seq + 1 for answer in written),
-                appends=len(in_flight.appends),
-                retries=len(in_flight.appends) - len(written) - len(failed),
-                bytes=result.bytes_written,
-                sync_ms=round(result.sync_s * 1000, 3),
-                commit_ms=round(message.commit_s * 1000, 3),
-                submitted_first=rfc3339(in_flight.appends[0].submitted_ns),
-                submitted_last=rfc3339(in_flight.appends[-1].submitted_ns),
-                append_seqs=[answer.first_seq for answer in written],
-                append_offsets_us=[(append.submitted_ns - began_ns) // 1000 for append, _ in done],
-            )
-        elif not failed:
-            self._log.info("retry_answered", appends=len(in_flight.appends), last_seq=result.last_seq)
-        for error in {type(answer): answer for answer in failed}.values():
-            count = sum(type(answer) is type(error) for answer in failed)
-            name, reason = type(error).__name__, str(error)
-            if isinstance(error, WrongExpectedSeq | EventIdConflict):
-                # The caller's own condition did not hold: it has its answer, and nobody else need look.
-                self._log.info("append_declined", error=name, reason=reason, appends=count)
-            else:
-                self._log.warning("append_failed", error=name, reason=reason, appends=count)
+    def _log_answer(self, in_flight: _InFlight, result: BatchResult, commit_s: float) -> None:
+        if not in_flight.logged and (not in_flight.succeeded or self._log.enabled("info")):
+            writer_s = self._clock.monotonic() - in_flight.handed_s
+            log_answer(self._log, in_flight.batch_id, in_flight.appends, result, commit_s, writer_s)
+        in_flight.logged = True
 
     # -- to those behind ----------------------------------------------------------------------------------------
 
@@ -403,6 +423,8 @@ class SessionActor(LogmarkActor):
             self._jobs = self._children.start_jobs()
         if self._jobs is not None and not _told(self._jobs, message):
             self._jobs = None  # it gave up; who asks next starts one that reads the log
+        if self._rows is not None and not _told(self._rows, message):
+            self._rows = None
 
     def _on_observed(self, message: Observed) -> None:
         if message.last_seq > self.last_seq:
@@ -421,6 +443,16 @@ class SessionActor(LogmarkActor):
             self._jobs = self._children.start_jobs()
             self._jobs.tell(message)
 
+    def _for_rows(self, message: GetRows) -> None:
+        ref = self._rows or self._rows_apart
+        if ref is None or not _told(ref, message):
+            ref = self._children.start_rows()
+            ref.tell(message)
+        if self._rows is None and isinstance(message, GetRowsBase):
+            self._rows_apart = ref
+        else:
+            self._rows, self._rows_apart = ref, None
+
     # -- failure and the end ------------------------------------------------------------------------------------
 
     def on_message_failed(self, message: Any) -> None:
@@ -431,7 +463,7 @@ class SessionActor(LogmarkActor):
                 self._waiting.append(message)
             case Persisted() if in_flight is not None and in_flight.batch_id == message.batch_id:
                 in_flight.result = message.result
-            case GetMarks():
+            case GetMarks() | GetRows():
                 message.answer(ActorRestarted(session_id=self.session_id, reason="it could not pass a question on"))
             case Subscribe():
                 message.subscriber.end()
@@ -448,6 +480,7 @@ class SessionActor(LogmarkActor):
         """
         in_flight = self._in_flight
         if in_flight is not None and in_flight.result is not None:
+            self._log_answer(in_flight, in_flight.result, 0.0)
             self._watermark.rise(in_flight.result.last_seq)
             self._announce(Observed(in_flight.result.last_seq))
             self._finish(None)
@@ -461,6 +494,7 @@ class SessionActor(LogmarkActor):
         self._refusal = SessionHalted(session_id=self.session_id, reason=f"{reason}; then open the store anew")
         self._gate.close(self._refusal)
         if self._in_flight is not None and self._in_flight.result is not None:
+            self._log_answer(self._in_flight, self._in_flight.result, 0.0)
             self._finish(None)
         if self._in_flight is None:
             self._record_halt(reason, None)
@@ -473,20 +507,18 @@ class SessionActor(LogmarkActor):
         if self._in_flight is not None:
             # No halt: the writer still has the session's lock, so nothing is appended across what it does. Should that
             # fail, the store halts the session.
+            reason = "the runtime was closed before the disk answered"
+            first_id = self._in_flight.appends[0].request.events[0].id
+            self._log_uncertain(self._in_flight, reason, first_id)
             self._finish(
-                AppendUncertain(
-                    session_id=self.session_id,
-                    reason="the runtime was closed before the disk answered",
-                    first_event_id=self._in_flight.appends[0].request.events[0].id,
-                    halted=False,
-                )
+                AppendUncertain(session_id=self.session_id, reason=reason, first_event_id=first_id, halted=False)
             )
         self._reject_waiting(RuntimeClosed())
         self.on_drained()  # the control envelopes that are left
         self._stop_children()
 
     def _stop_children(self) -> None:
-        for child in (self._broadcast, self._jobs):
+        for child in (self._broadcast, self._jobs, self._rows, self._rows_apart):
             if child is not None:
                 child.stop(block=False)
 
@@ -494,7 +526,7 @@ class SessionActor(LogmarkActor):
         """Answer an append that came after the end."""
         if isinstance(message, Append):
             self._reject(message, self._refusal or RuntimeClosed())
-        elif isinstance(message, GetMarks):
+        elif isinstance(message, GetMarks | GetRows):
             message.answer(RuntimeClosed())
         elif isinstance(message, Subscribe):
             message.subscriber.end()
@@ -503,6 +535,9 @@ class SessionActor(LogmarkActor):
         """Reject the appends that wait; the control envelopes among them keep their places."""
         waiting = self._waiting
         self._waiting = deque(item for item in waiting if isinstance(item, Send))
+        appends = len(waiting) - len(self._waiting)
+        if appends:
+            self._log.warning("append_failed", error=type(error).__name__, reason=str(error), appends=appends)
         for item in waiting:
             if isinstance(item, Append):
                 self._reject(item, error)

@@ -9,13 +9,15 @@ from typing import Any
 
 from pykka import ActorDeadError, ActorRef, Timeout
 
-from ..protocol import Clock, EventTypes, Limits
+from ..protocol import Clock, EventTypes, Limits, SessionDeleted
 from ..storage import EventStore, Logger, SystemClock
 from ._broadcast import BroadcastActor
 from ._dispatch import Dispatcher, ThreadDispatcher
 from ._gate import Gate
+from ._instrumentation import Instruments
 from ._job import JobActor
 from ._persist import PersistActor, WriterPool
+from ._rows import RowActor
 from ._seams import BlockingReads, ThreadBlockingReads, ThreadTimers, Timers
 from ._session import SessionActor
 from ._watch import WatchActor
@@ -81,12 +83,22 @@ class ThreadSeams:
 class ActorSystem:
     """Starts the actors of one store and keeps its writers."""
 
-    def __init__(self, store: EventStore, *, limits: Limits, types: EventTypes, seams: Seams, log: Logger) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        *,
+        limits: Limits,
+        types: EventTypes,
+        seams: Seams,
+        log: Logger,
+        instruments: Instruments | None = None,
+    ) -> None:
         self._store = store
         self._limits = limits
         self._types = types
         self._seams = seams
         self._log = log
+        self._instruments = instruments
         self._writers_started = 0
         self._writers = WriterPool(self._start_writer, limits.persist_threads_max)
 
@@ -103,7 +115,13 @@ class ActorSystem:
             dispatcher=self._seams.dispatcher,
             clock=self._seams.clock,
             log=self._log,
+            instruments=self._instruments,
         )
+
+    @property
+    def writers(self) -> int:
+        """How many PersistActors there are."""
+        return len(self._writers.refs())
 
     def start_broadcast(self, session_id: str) -> ActorRef[Any]:
         """Start the BroadcastActor of a session."""
@@ -130,7 +148,20 @@ class ActorSystem:
             timers=self._seams.timers,
         )
 
-    def start_watch(self, observed: Callable[[str, int], None]) -> ActorRef[Any]:
+    def start_rows(self, session_id: str) -> ActorRef[Any]:
+        """Start the RowActor of a session."""
+        return RowActor.start(
+            session_id=session_id,
+            store=self._store,
+            reads=self._seams.reads,
+            limits=self._limits,
+            dispatcher=self._seams.dispatcher,
+            clock=self._seams.clock,
+            log=self._log,
+            timers=self._seams.timers,
+        )
+
+    def start_watch(self, observed: Callable[[str, int | SessionDeleted], None]) -> ActorRef[Any]:
         """Start the actor that watches for what other processes append."""
         return WatchActor.start(
             store=self._store,
@@ -178,3 +209,6 @@ class _Children:
 
     def start_jobs(self) -> ActorRef[Any]:
         return self._system.start_jobs(self._session_id)
+
+    def start_rows(self) -> ActorRef[Any]:
+        return self._system.start_rows(self._session_id)

@@ -1,15 +1,19 @@
-"""What the actors say to each other. Every message is frozen; what it carries is never changed after it is sent."""
+"""What the actors say to each other. Every message is frozen; what it carries is never changed after it is sent.
+
+Those that each append makes are named tuples: a frozen dataclass takes three times as long to be made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pykka import ActorRef
 
-from ..protocol import AppendError, JobMark, LogmarkError, RawEnvelope
+from ..protocol import AppendError, JobMark, LogmarkError, RawEnvelope, SessionDeleted
 from ..storage import Appended, AppendRequest, BatchResult, SessionBatch
+from ._instrumentation import AppendSpan
 
 __all__ = [
     "Append",
@@ -18,6 +22,9 @@ __all__ = [
     "CheckWriter",
     "Committed",
     "GetMarks",
+    "GetMarksBase",
+    "GetRows",
+    "GetRowsBase",
     "HaltSession",
     "Loaded",
     "Looked",
@@ -63,19 +70,20 @@ class Subscriber(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """To the SessionActor: number and store these events together.
 
     Attributes:
         submitted_ns: wall clock of the submission, for the log.
         size_bytes: bytes of the events, as the gate counts them.
+        span: its trace, if it is traced.
     """
 
     request: AppendRequest
     reply: AppendReply
     submitted_ns: int
     size_bytes: int
+    span: AppendSpan | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,8 +93,7 @@ class Send:
     envelope: RawEnvelope
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """To the SessionActor and from it to those behind it: the log now ends at this number, whoever wrote it."""
 
     last_seq: int
@@ -102,8 +109,7 @@ class CheckWriter:
     """To the SessionActor, from its timer: see whether the writer of the batch in flight still lives."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(NamedTuple):
     """To the PersistActor: write this batch. The answer is ``Persisted``, to ``reply_to``, whatever happens."""
 
     batch_id: int
@@ -111,8 +117,7 @@ class Persist:
     reply_to: ActorRef[Any]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(NamedTuple):
     """From the PersistActor: the batch is durable, or failed; each request has its own answer.
 
     Attributes:
@@ -133,9 +138,8 @@ class HaltSession:
     first_event_id: str | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Committed:
-    """From the SessionActor to the BroadcastActor and the JobActor: what is durable now, in order.
+class Committed(NamedTuple):
+    """From the SessionActor to those behind it: what is durable now, in order.
 
     Attributes:
         envelopes: events with their numbers, control envelopes between them.
@@ -177,23 +181,62 @@ class GetMarks:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Loaded:
-    """To the JobActor, from the thread that read the log for it: the next events from ``from_seq``, or an error.
+class GetMarksBase(GetMarks):
+    """To the SessionActor, and on to the JobActor: tell what the marks are made of, once they include this number.
 
     Attributes:
-        kept: the marks that an earlier run has saved, and the number they go to; the events come after it.
+        answer: called once, with ``(seq, entries, encode)``: how far they go, how many they are and what encodes them,
+            in any thread; or with why there are none. Must not block.
+    """
+
+    answer: Callable[[Any], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetRows:
+    """To the SessionActor, and on to the RowActor: tell where the rows stand, once that includes this number.
+
+    Attributes:
+        answer: called once, with the ``RowIndex`` or with why there is none; must not block.
+    """
+
+    min_seq: int
+    answer: Callable[[Any], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetRowsBase(GetRows):
+    """To the SessionActor, and on to the RowActor: tell what the rows are made of, as ``GetMarksBase`` does of marks.
+
+    Nobody has asked for the rows themselves by that: a session without any goes on without its RowActor.
+
+    Attributes:
+        first_available: the first event that is there now.
+        first_kept: the first that is to be there then.
+    """
+
+    first_available: int
+    first_kept: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """To a FoldActor, from the thread that read the log for it: the next events from ``from_seq``, or an error.
+
+    Attributes:
+        kept: what an earlier run has saved, and the number it goes to; the events come after it.
     """
 
     from_seq: int
     events: tuple[RawEnvelope, ...]
     last_seq: int
     error: LogmarkError | None = None
-    kept: tuple[int, list[JobMark]] | None = None
+    kept: tuple[int, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Saved:
-    """To the JobActor, from the thread that did it or failed to: its marks are saved."""
+    """To a FoldActor, from the thread that did it or failed to: what was derived is saved."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -224,7 +267,7 @@ class Changed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Looked:
-    """To the WatchActor, from the thread that asked the store: last numbers, and the sessions that gave an error."""
+    """To the WatchActor, from the thread that asked the store: last numbers or ends, and the sessions that failed."""
 
-    found: Mapping[str, int]
+    found: Mapping[str, int | SessionDeleted]
     failed: Mapping[str, str]

@@ -47,6 +47,7 @@ from ._ids import check_session_id
 from ._jobs import JobMark, JobMarks, decode_marks, encode_marks
 from ._lifetime_errors import RecordChanged, SeqPruned, SessionDeleted, SessionSealed
 from ._limits import SEQ_MAX, Limits
+from ._reader_errors import StaleCursor, UpcastFailed
 from ._row import (
     ROW_PREFIX,
     ROW_TAIL_BYTES,
@@ -60,18 +61,23 @@ from ._row import (
     row_seq,
     split_row,
 )
+from ._row_table import ROW_FIELDS, RowChange, RowMark, RowTable, row_change
 from ._seams import Clock
 from ._types import ARCP_COUNTABLE, ARCP_NAMESPACES, EventTypes, JobStatusRule
 from ._ulid import UlidSequence, encode_ulid
+from ._upcasters import TYPE_VERSION, Upcaster, Upcasters, versioned
+from ._view_errors import InvalidPosition, ProjectionBusy, ProjectionHalted
 
 __all__ = [
     "ARCP_COUNTABLE",
     "ARCP_NAMESPACES",
     "ARCP_VERSION",
+    "ROW_FIELDS",
     "ROW_PREFIX",
     "ROW_TAIL_BYTES",
     "SCHEMA_VERSION",
     "SEQ_MAX",
+    "TYPE_VERSION",
     "ActorRestarted",
     "AppendError",
     "AppendRejected",
@@ -91,6 +97,7 @@ __all__ = [
     "ForkedRuntime",
     "InvalidArgument",
     "InvalidEvent",
+    "InvalidPosition",
     "JobEnded",
     "JobFailed",
     "JobMark",
@@ -106,9 +113,14 @@ __all__ = [
     "NotCountable",
     "NotEncodable",
     "Overloaded",
+    "ProjectionBusy",
+    "ProjectionHalted",
     "RawEnvelope",
     "RecordChanged",
     "RequestRefused",
+    "RowChange",
+    "RowMark",
+    "RowTable",
     "RuntimeClosed",
     "SchemaMismatch",
     "SeqPruned",
@@ -116,10 +128,14 @@ __all__ = [
     "SessionDeleted",
     "SessionHalted",
     "SessionSealed",
+    "StaleCursor",
     "StorageRejected",
     "StorageUnavailable",
     "SubscriptionClosed",
     "UlidSequence",
+    "UpcastFailed",
+    "Upcaster",
+    "Upcasters",
     "WaitTimeout",
     "WouldDeadlock",
     "WrongExpectedSeq",
@@ -135,8 +151,10 @@ __all__ = [
     "encode_rows",
     "encode_text",
     "encode_ulid",
+    "row_change",
     "row_seed",
     "row_seq",
     "split_row",
     "timestamp_text",
+    "versioned",
 ]

@@ -6,7 +6,7 @@ is kept; whatever has more to it goes through ``Envelope`` and ``encode_event``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import orjson
@@ -23,7 +23,8 @@ __all__ = ["EventEncoder"]
 _NAMES_MAX = 4096  # jobs come and go
 _PAIR = 2  # a type and a payload
 _dumps = orjson.dumps
-_new_tuple = tuple.__new__  # what a NamedTuple's own constructor calls, after a call in Python
+# What a NamedTuple's own constructor calls, after a call in Python.
+_new_tuple: Callable[[type[EncodedEvent], tuple[object, ...]], EncodedEvent] = vars(tuple)["__new__"]
 
 
 class EventEncoder:
@@ -50,28 +51,36 @@ class EventEncoder:
             InvalidEvent: it cannot be stored as it is.
         """
         try:
-            return self._encode_known(type, payload, job_id, event_id, _head_until_id(timestamp))
+            event = self._encode_known(type, payload, job_id, event_id, _head_until_id(timestamp))
         except (KeyError, TypeError):  # a name not seen before, or not hashable; or a payload without a JSON form
             return self._encode_first(type, payload, job_id, event_id, timestamp)
+        return self._verified(event, payload) if _is_doubtful(event.payload_json) else event
 
     def _encode_known(
         self, type: str, payload: Any, job_id: str | None, event_id: str, head_until_id: bytes
     ) -> EncodedEvent:
+        """Encode an event whose names were checked before; whether its payload is doubtful, the caller sees to."""
         head = head_until_id + event_id.encode() + self._types[type]
         if job_id is not None:
             head += self._jobs[job_id]
         payload_json = _dumps(payload, None, JSON_OPTIONS)
         size = len(payload_json)
-        # A second look is due, at few: find() is the cheapest of the searches, and what is short cannot be deep.
+        # What is short cannot be deep, nor what has few containers. replace() goes from one brace to the next, where
+        # count() looks at every byte.
         if (
-            payload_json.find(b"null") >= 0
-            or payload_json.find(b"\n") >= 0
-            or (size > self._shallow_bytes and payload_json.count(b"{") + payload_json.count(b"[") > self._depth_max)
+            size > self._shallow_bytes
+            and size - len(payload_json.replace(b"{", b"").replace(b"[", b"")) > self._depth_max
         ):
-            payload_json = encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
+            payload_json = self._encode_exactly(payload)
         if len(head) + size > self._bytes_max:
             raise EventTooLarge(size_bytes=len(head) + size, limit_bytes=self._bytes_max)
         return _new_tuple(EncodedEvent, (event_id, type, job_id, head, payload_json, True))
+
+    def _verified(self, event: EncodedEvent, payload: Any) -> EncodedEvent:
+        return event._replace(payload_json=self._encode_exactly(payload))
+
+    def _encode_exactly(self, payload: Any) -> bytes:
+        return encode_json(payload, bytes_max=self._bytes_max, depth_max=self._depth_max)
 
     def _encode_first(self, type: str, payload: Any, job_id: str | None, event_id: str, timestamp: str) -> EncodedEvent:
         event = self.encode_envelope(Envelope(type=type, payload=payload, job_id=job_id), event_id, timestamp)
@@ -119,12 +128,21 @@ class EventEncoder:
                     encoded.append(self._encode_first(event[0], event[1], None, event_id, timestamp))
             else:
                 encoded.append(self.encode_envelope(_as_envelope(event), event_id, timestamp))
+        if _is_doubtful(b"".join([event.payload_json for event in encoded])):  # few are: all at once is cheaper
+            for place, event in enumerate(events):
+                if event.__class__ is tuple and _is_doubtful(encoded[place].payload_json):
+                    encoded[place] = self._verified(encoded[place], event[1])
         return tuple(encoded)
 
 
 def _head_until_id(timestamp: str) -> bytes:
     """Return the first bytes of a head, which the events of one call share."""
     return b'"ts":"%b","id":"' % timestamp.encode()
+
+
+def _is_doubtful(payload_json: bytes) -> bool:
+    """Say whether payloads may not be what was given, so that a second look is due; find() is the cheapest search."""
+    return payload_json.find(b"null") >= 0 or payload_json.find(b"\n") >= 0
 
 
 def _as_envelope(event: object) -> Envelope:

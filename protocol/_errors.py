@@ -30,7 +30,12 @@
     ├── NotControl                 (ValueError)    a countable type was sent as control
     ├── CursorAhead                (ValueError)    a position beyond the log
     ├── ForeignCursor              (ValueError)    a position of another session
+    ├── StaleCursor                (ValueError)    a cursor of another log, as before a copy was restored
+    ├── UpcastFailed                               an upcaster of the program raised
     ├── SeqPruned                                  a position before the first event that is kept
+    ├── InvalidPosition            (ValueError)    no position of a feed
+    ├── ProjectionHalted                           a projection stands at an event that it could not apply
+    ├── ProjectionBusy                             somebody else is at the same view
     ├── RecordChanged                              a record has another version than was to be replaced
     ├── WaitTimeout                (TimeoutError)  what was waited for did not come
     ├── SubscriptionClosed                         the subscription has ended

@@ -53,7 +53,7 @@ class Limits:
     read_chunk_bytes: int = 256 * 1024
     """Bytes that one read of the log brings into memory."""
     marks_unsaved_events_max: int = 16_384
-    """Events after which a session's marks are saved again; a cold open folds about as many at most."""
+    """Events after which a session's marks, and its rows' places, are saved again; a cold open folds about as many."""
     page_events_max: int = 10_000
     """Events of one page."""
     open_sessions_max: int = 256
@@ -64,6 +64,8 @@ class Limits:
     """Threads shared by the actors that never block."""
     io_threads_max: int = 2
     """Threads that read logs on behalf of actors."""
+    aio_threads_max: int = 4
+    """Threads in which a ``logmark.aio`` runtime does what may block."""
     server_wait_s: float = 10.0
     """Longest wait of an engine with a server: for a connection, or for an answer; then an error, never a hang."""
     server_connections_max: int = 12

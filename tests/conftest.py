@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import signal
 import subprocess
@@ -20,7 +21,8 @@ import logmark
 from logmark import _runtime
 from logmark.cli import main
 from logmark.storage import FileEventStore
-from logmark.testing import CapturedLogs, CommandRun, PostgresServer, capture_logs
+from logmark.testing import CapturedLogs, CommandRun, NatsServer, PostgresServer, capture_logs, checked_logs
+from logmark.testing._browser import Browser, WatchedStore, find_chromium
 
 # A failing comparison in a conformance class is shown with its values, as one in a test file is.
 pytest.register_assert_rewrite(
@@ -70,6 +72,26 @@ def _structlog_is_as_it_was() -> Iterator[None]:
     """Forget a structlog set-up that a test, or the command line run by one, has made for the whole program."""
     yield
     structlog.reset_defaults()
+
+
+# Where things fail, or many take part: what the runtimes of these tests log is checked as `logmark trace --check` does.
+_CHECKED = frozenset(
+    """
+    test_actor_restart test_control_order test_dead_writer test_halts test_many_threads test_one_failure test_overload
+    test_own_writes test_persist_first test_postgres_away test_real_processes test_several_runtimes test_shutdown
+    test_slow_subscriber test_subscriptions
+    """.split()  # noqa: SIM905 - a list of short lines says no more
+)
+
+
+@pytest.fixture(autouse=True)
+def _the_log_shows_no_broken_promise(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test of those modules whose log shows what must never be."""
+    if request.path.stem not in _CHECKED:
+        yield
+        return
+    with checked_logs():
+        yield
 
 
 @pytest.fixture
@@ -147,10 +169,61 @@ def postgres_server() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for the whole run; each page has a profile of its own in it."""
+    program = find_chromium()
+    if program is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("there is no Chromium, which .ci/run installs")
+        pytest.skip("there is no Chromium here")
+    with Browser(program) as opened:
+        yield opened
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Callable[..., WatchedStore]]:
+    """Make stores with the live page on each: ``watched("memory:").look("chat-42")``."""
+    stores: list[WatchedStore] = []
+
+    def make(url: str = "memory:") -> WatchedStore:
+        stores.append(WatchedStore(browser, url))
+        return stores[-1]
+
+    yield make
+    for each in stores:
+        each.close()
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> Iterator[NatsServer]:
+    """A NATS server for the whole run; each test has a stream of its own in it."""
+    if os.environ.get("CI") != "true":
+        pytest.importorskip("nats", reason="logmark[nats] is not installed")
+    with NatsServer() as server:
+        yield server
+
+
 @pytest.fixture(params=["file", "memory", "sqlite"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty store, of each engine that needs no server."""
     return "memory:" if request.param == "memory" else f"{request.param}:{tmp_path / 'store'}"
+
+
+_schemas = itertools.count(1)
+
+
+@pytest.fixture(params=["file", "memory", "sqlite", "postgresql"])
+def every_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty store, of each engine."""
+    match request.param:
+        case "memory":
+            return "memory:"
+        case "postgresql":
+            server: PostgresServer = request.getfixturevalue("postgres_server")
+            return server.url(schema=f"every_{next(_schemas)}")
+        case engine:
+            return f"{engine}:{tmp_path / 'store'}"
 
 
 @pytest.fixture

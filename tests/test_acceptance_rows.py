@@ -17,7 +17,7 @@ import pytest
 TESTS = Path(__file__).parent
 CONFORMANCE = TESTS.parent / "src" / "logmark" / "testing"
 LAST_ROW = 68
-OF_READERS = frozenset({15, 23, 24, 25, 26, 42, 54, 65, 66})  # upserts, projections, reading marks
+OF_READERS = frozenset({15, 23, 24, 25, 26, 42, 65, 66})  # upserts, projections, reading marks
 IN_NAMES = re.compile(r"_row_(\d+)")
 IN_WORDS = re.compile(r"\brows? (\d+\b(?:(?:, and |, | and | to )(?:row )?\d+\b)*)(?! of the faults)", re.IGNORECASE)
 

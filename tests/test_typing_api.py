@@ -15,6 +15,8 @@ import logmark
 from logmark import (
     AppendRejected,
     AppendUncertain,
+    Cursor,
+    CursorMark,
     Envelope,
     Job,
     JobMark,
@@ -24,6 +26,8 @@ from logmark import (
     Overloaded,
     Page,
     RawEnvelope,
+    Row,
+    RowPage,
     Runtime,
     Session,
     SessionHalted,
@@ -104,6 +108,35 @@ def look(runtime: Runtime, session: Session) -> list[JobMark]:
     return session.jobs()
 
 
+def come_back(runtime: Runtime, session: Session) -> int:
+    """Keep rows, a position and old payloads as a program would."""
+
+    @runtime.upcaster("message", from_version=1)
+    def to_2(payload: Any) -> Any:
+        return {"text": payload}
+
+    assert_type(to_2("a"), Any)
+    assert_type(session.upsert("m1", "message", "a", final=False, job_id="build-7"), int)
+    assert_type(session.upsert("m1", "message", {"text": "ab"}, final=True, type_version=2), int)
+    page = session.rows(before=None, after=None, limit=50)
+    assert_type(page, RowPage)
+    assert_type(page.rows, tuple[Row, ...])
+    assert_type((page.first_position, page.last_position, page.has_more), tuple[int, int, bool])
+    assert_type(session.rows(before=page.rows[0]), RowPage)
+    assert_type(session.row("m1"), Row | None)
+    row = page.rows[-1]
+    assert_type((row.row_id, row.position, row.last_seq, row.type, row.final), tuple[str, int, int, str, bool])
+    cursor = session.cursor("ui")
+    assert_type(cursor, Cursor)
+    with session.subscribe(cursor=cursor, coalesce=True) as subscription:
+        assert_type(cursor.ack(subscription.get(timeout=30)), int)
+        assert_type(subscription.coalesced, int)
+    assert_type((cursor.name, cursor.position, cursor.lag), tuple[str, int, int])
+    assert_type(session.cursors(), list[CursorMark])
+    cursor.delete()
+    return row.position
+
+
 def careful_append(session: Session) -> int | None:
     """Handle errors as a program would: by what to do about them."""
     try:
@@ -171,6 +204,8 @@ def test_a_program_with_annotations_runs(store_url: str) -> None:
         marks = look(holder._runtime, session)
         assert [dataclasses.asdict(mark)["job_id"] for mark in marks] == ["build-7"]
         assert careful_append(session) == session.last_seq
+        position = session.last_seq + 1
+        assert come_back(holder._runtime, session) == position
     with pytest.raises(errors.RuntimeClosed):
         careful_append(session)
 

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pykka import ActorDeadError, ActorRef
 
+from ._health import Health, Monitor, Status
 from ._session import EventLike, Session
-from .actors import ActorSystem, Seams, ThreadSeams, refuse_in_turn
+from .actors import ActorSystem, Changes, Instrumentation, Instruments, Seams, ThreadSeams, refuse_in_turn
 from .actors.messages import Unwatch, Watch
 from .protocol import (
     EncodedEvent,
     EventEncoder,
     EventTypes,
     ForkedRuntime,
+    InvalidArgument,
     JobStatusRule,
     Limits,
     LogCorrupt,
     RuntimeClosed,
     SchemaMismatch,
+    SessionDeleted,
     StorageUnavailable,
     UlidSequence,
+    Upcaster,
+    Upcasters,
     check_session_id,
 )
 from .storage import EventStore, Logger, SessionInfo, get_logger, open_store, rfc3339
 
 if TYPE_CHECKING:
+    from ._feed import Feed
+    from ._subscription import Subscription
     from .gateway import Agents
 
 __all__ = ["Runtime", "open_runtime"]
@@ -56,18 +65,34 @@ class Runtime:
         types: EventTypes | None = None,
         seams: Seams | None = None,
         log: Logger | None = None,
+        instrumentation: Instrumentation | Sequence[Instrumentation] | None = None,
+        upcasters: Upcasters | None = None,
     ) -> None:
+        instrumentations = _instrumentations(instrumentation)
         self.store = store
         self.limits = limits or Limits()
         self.types = types or EventTypes()
         self.encoder = EventEncoder(self.types, self.limits)
-        self.log = log or get_logger()
+        self.upcasters = upcasters or Upcasters()
+        # Several runtimes, also in several processes, may write one log: each event says which it is of.
+        self.log = (log or get_logger()).bind(runtime=f"{os.getpid()}-{os.urandom(3).hex()}").apart()
         self._threads: ThreadSeams | None = None
         if seams is None:
             self._threads = ThreadSeams(self.limits)
             seams = self._threads.seams
         self.clock = seams.clock
-        self.actors = ActorSystem(store, limits=self.limits, types=self.types, seams=seams, log=self.log)
+        self.instruments = Instruments(instrumentations, self.log) if instrumentations else None
+        self.tracing = self.instruments if self.instruments is not None and self.instruments.tracer else None
+        self._monitor = Monitor(store, self.clock)
+        self._monitor.instruments = self.instruments
+        self.actors = ActorSystem(
+            store, limits=self.limits, types=self.types, seams=seams, log=self.log, instruments=self.instruments
+        )
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()
+        self.changes = Changes()
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self._feeds_hinted_s: float | None = None
+        self._hints_started = False
         self._watch: ActorRef[Any] | None = None
         self._ulids = UlidSequence(seams.random_bits)
         self._ulid_mutex = threading.Lock()
@@ -80,7 +105,12 @@ class Runtime:
         self._closed = threading.Event()
         self._close_mutex = threading.Lock()
         _open_runtimes.add(self)
+        for log_of_its_own in (self.log, store.log):
+            if log_of_its_own is not None:
+                log_of_its_own.tap(self._monitor.notice)
         self.log.info("runtime_opened", store=store.url)
+        if self.instruments is not None:
+            self.instruments.opened(self.health)
 
     # -- sessions -----------------------------------------------------------------------------------------------
 
@@ -115,8 +145,30 @@ class Runtime:
         with self._mutex:
             return self._sessions.pop(session_id, None)
 
+    def delete_session(self, session_id: str) -> None:
+        """Remove a session and all that is kept of it, durably, halted or damaged or not; a second call does nothing.
+
+        Its id and its numbers are not used again: from now on appends and reads raise ``SessionDeleted``, in every
+        process. Subscriptions get what they have at hand and then that error; those of other processes notice within
+        ``Limits.watch_interval_s``, or when their engine tells them.
+
+        Raises:
+            InvalidArgument: no valid id.
+            LockTimeout: somebody is writing; nothing was removed.
+            StorageUnavailable: the disk refused; done or not, the next call settles it.
+            RuntimeClosed, ForkedRuntime: there is no runtime here.
+        """
+        self.check_usable()
+        refuse_in_turn("delete_session()")
+        check_session_id(session_id, bytes_max=self.limits.session_id_bytes_max)
+        self.store.delete(session_id)
+        try:
+            self.store.read(session_id)
+        except SessionDeleted as error:
+            self._end_session(session_id, error)
+
     def sessions(self) -> Iterator[SessionInfo]:
-        """Iterate over every session in the store, whoever wrote it, in the order of their ids.
+        """Iterate over every session in the store, whoever wrote it, in the order of their ids; not deleted ones.
 
         A session whose log is damaged is there too, with ``damage`` saying so and ``last_seq`` as far as it is good.
         """
@@ -130,6 +182,112 @@ class Runtime:
             bad_seq = error.event_seq if isinstance(error, LogCorrupt) else None
             good = max(0, (bad_seq or 1) - 1)
             return SessionInfo(session_id=session_id, last_seq=good, next_seq=good + 1, damage=str(error))
+
+    # -- how it is ----------------------------------------------------------------------------------------------
+
+    def health(self, *, timeout: float = 0.25) -> Health:
+        """Return how the runtime is; from any thread, also of a closed or forked runtime, and never raises.
+
+        It does not wait for the disk: whether the store answers is asked in a thread of its own, at most once a
+        second, and waited for at most ``timeout`` seconds; 0 does not wait. What it counts is read without a lock, so
+        numbers may be of moments a few microseconds apart.
+        """
+        forked = self._forked
+        with contextlib.nullcontext() if forked else self._mutex:
+            sessions = list(self._sessions.values())
+            subscriptions = list(self._subscriptions)
+        stopped: Status | None = None
+        if self._closing:
+            stopped = "closed" if self._closed.is_set() else "closing"
+        return self._monitor.health(
+            sessions=sessions,
+            subscriptions=subscriptions,
+            writers=0 if forked or stopped == "closed" else self.actors.writers,
+            stopped=stopped,
+            forked=forked,
+            timeout_s=timeout,
+        )
+
+    def follow(self, subscription: Subscription) -> None:
+        """Count a subscription as open; one that is dropped without being closed is forgotten."""
+        with self._mutex:
+            self._subscriptions.add(subscription)
+
+    def unfollow(self, subscription: Subscription) -> None:
+        """Undo ``follow``."""
+        with self._mutex:
+            self._subscriptions.discard(subscription)
+
+    def subscriptions(self) -> list[Subscription]:
+        """Return the subscriptions that are open, of all sessions."""
+        with self._mutex:
+            return list(self._subscriptions)
+
+    # -- every session at once ----------------------------------------------------------------------------------
+
+    def feed(self, after: str | None = None, prefix: str = "", *, timeout: float | None = None) -> Feed:
+        """Return an iterator over the events of all sessions, live, each with its ``position``; see ``Feed``.
+
+        Args:
+            after: go on behind this position, ``FeedEvent.position`` of this store, in whatever process it was handed
+                out. None begins with the first event of every session, ``"now"`` with what is appended from now on.
+            prefix: only sessions whose ids begin with it. A position taken with one prefix can be gone on from with
+                another: sessions that it says nothing of are handed out from their first event.
+            timeout: the iteration ends when nothing has come for so many seconds; 0 when all that is there was handed
+                out; None goes on until it is closed.
+
+        Raises:
+            InvalidPosition: ``after`` is no position, or damaged.
+            InvalidArgument: ``prefix`` is no text, or ``timeout`` no number of seconds.
+            RuntimeClosed, ForkedRuntime: there is no runtime here.
+        """
+        from ._feed import Feed
+
+        return Feed(self, after=after, prefix=prefix, timeout=timeout)
+
+    def open_feed(self, feed: Feed) -> float | None:
+        """Count a feed as open, and return after how many seconds it is worth looking without a hint, if it gets any.
+
+        One that is dropped without being closed is forgotten.
+        """
+        self.changes.listen(feed.hint)
+        with self._mutex:
+            self._feeds.add(feed)
+            start, self._hints_started = not self._hints_started, True
+        if start:
+            self._feeds_hinted_s = self.store.watch(self.changes.tell)
+        return self._feeds_hinted_s
+
+    def close_feed(self, feed: Feed) -> None:
+        """Undo ``open_feed``."""
+        self.changes.forget(feed.hint)
+        with self._mutex:
+            self._feeds.discard(feed)
+
+    # -- old payloads -------------------------------------------------------------------------------------------
+
+    def upcaster(self, type: str, *, from_version: int = 1) -> Callable[[F], F]:
+        """Return a decorator that registers how a payload becomes one of the next version.
+
+        From then on ``read``, ``page``, ``rows`` and subscriptions show events of ``type`` in the newest version that
+        upcasters lead to, when their payload is looked at; what is stored never changes, and ``read_raw`` and clients
+        of the network get it as it was written. An event says its version with ``append(..., type_version=2)``; it is 1
+        for those that do not. An event of a version that no upcaster starts from is shown as it is. Register before
+        reading, or give them to ``logmark.open(upcasters=...)``.
+
+        Args:
+            type: the event type.
+            from_version: the version of the payload that the function is given.
+
+        Raises:
+            InvalidArgument: there is one for this version, or an argument is wrong.
+        """
+
+        def register(function: F) -> F:
+            self.upcasters.register(type, from_version, function)
+            return function
+
+        return register
 
     # -- agents -------------------------------------------------------------------------------------------------
 
@@ -215,10 +373,21 @@ class Runtime:
         except ActorDeadError:
             return  # closing
 
-    def _observed(self, session_id: str, last_seq: int) -> None:
+    def _observed(self, session_id: str, found: int | SessionDeleted) -> None:
         session = self._sessions.get(session_id)
+        if isinstance(found, SessionDeleted):
+            self._end_session(session_id, found)
+        elif session is not None:
+            session.observed(found)
+
+    def _end_session(self, session_id: str, error: SessionDeleted) -> None:
+        with self._mutex:
+            session = self._sessions.get(session_id)
+            followers = [each for each in self._subscriptions if each.session_id == session_id]
         if session is not None:
-            session.observed(last_seq)
+            session.note_deleted(error)
+        for subscription in followers:
+            subscription.end(error)
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -243,6 +412,10 @@ class Runtime:
                 self.log.error("close_timed_out", sessions=drained.count(False), waited_s=self.limits.close_wait_s)
             if self._watch is not None:
                 self._watch.stop(block=False)
+            with self._mutex:
+                feeds = list(self._feeds)
+            for feed in feeds:
+                feed.end()
             for session in sessions:
                 session.stop()
             if all(drained):
@@ -254,11 +427,17 @@ class Runtime:
             self._closed.set()
             _open_runtimes.discard(self)
             self.log.info("runtime_closed", store=self.store.url, drained=all(drained))
+            if self.instruments is not None:
+                self.instruments.closed(self.health)
+            if self.store.log is not None:
+                self.store.log.untap(self._monitor.notice)
 
     def abandon(self) -> None:
         """Drop the runtime as a crash would: nothing is finished, nothing is released. For simulations of one."""
         self._closing = True
         self._closed.set()
+        if self.store.log is not None:
+            self.store.log.untap(self._monitor.notice)
         _open_runtimes.discard(self)
 
     def after_fork_in_child(self) -> None:
@@ -288,11 +467,35 @@ def open_runtime(
     control_types: Iterable[str] = (),
     job_status: Mapping[str, JobStatusRule] | None = None,
     create: bool = True,
+    instrumentation: Instrumentation | Sequence[Instrumentation] | None = None,
+    upcasters: Mapping[tuple[str, int], Upcaster] | None = None,
 ) -> Runtime:
     """Open a store; see ``logmark.open``."""
     types = EventTypes(control=control_types, job_status=job_status)
+    instrumentations = _instrumentations(instrumentation)
+    known_upcasters = Upcasters(upcasters)
     store = open_store(os.fspath(url), limits=limits, durability=durability, create=create)
-    return Runtime(store, limits=limits, types=types)
+    return Runtime(store, limits=limits, types=types, instrumentation=instrumentations, upcasters=known_upcasters)
+
+
+def _instrumentations(
+    given: Instrumentation | Sequence[Instrumentation] | None,
+) -> tuple[Instrumentation, ...]:
+    """Return what was given as a tuple.
+
+    Raises:
+        InvalidArgument: it is no instrumentation, or more than one of them traces.
+    """
+    if given is None:
+        return ()
+    each: tuple[Any, ...] = tuple(given) if isinstance(given, Sequence) else (given,)
+    for one in each:
+        if not isinstance(one, Instrumentation):
+            message = f"instrumentation is a logmark.Instrumentation, or several, not {one!r}"
+            raise InvalidArgument(message)
+    if sum(one.traces for one in each) > 1:
+        raise InvalidArgument("only one instrumentation may trace: an event has room for one trace context")
+    return each
 
 
 def _close_all() -> None:

@@ -10,16 +10,19 @@ from typing import Any
 from ._checks import check_name, check_seq
 from ._job import Job
 from ._replies import BlockingReply, FutureReply, RangeReply
-from ._session_reading import SessionReading
-from .actors import CallerLane, refuse_in_turn
+from ._session_lifetime import SessionLifetime
+from ._tracing import Tracing
+from .actors import AppendSpan, CallerLane, refuse_in_turn
 from .actors.messages import Append, AppendReply, GetMarks, Send
 from .protocol import (
+    SEQ_MAX,
     EncodedEvent,
     Envelope,
     InvalidArgument,
     JobMark,
     LogmarkError,
     NotControl,
+    versioned,
 )
 from .storage import Appended, AppendRequest
 
@@ -29,7 +32,7 @@ EventLike = Envelope | tuple[str, Any]
 _CALM_S_MAX = 0.05  # a commit that took longer is not one to hold a Ctrl-C for
 
 
-class Session(SessionReading):
+class Session(SessionLifetime):
     """One ordered, durable stream of events. Safe from any thread; made by ``Runtime.session``."""
 
     # -- appending ----------------------------------------------------------------------------------------------
@@ -47,6 +50,7 @@ class Session(SessionReading):
         trace_id: str | None = None,
         timestamp: dt.datetime | str | None = None,
         extensions: Mapping[str, Any] | None = None,
+        type_version: int = 1,
     ) -> int:
         """Append one event and return its ``event_seq`` once it is on disk.
 
@@ -65,19 +69,29 @@ class Session(SessionReading):
             trace_id: the trace that the event belongs to.
             timestamp: when it happened, if not now: with a zone, or RFC 3339 text.
             extensions: further top-level fields to keep with the event.
+            type_version: the version of the payload, for ``Runtime.upcaster``.
 
         Raises:
             InvalidEvent: the event cannot be stored as it is.
             WrongExpectedSeq, EventIdConflict, SequenceExhausted: the log says no.
             Overloaded, LockTimeout: a deadline has passed (``Limits.inbox_wait_s``, ``lock_wait_s``).
             StorageRejected: the disk said no, and the write was rolled back.
+            SessionSealed, SessionDeleted: the session takes nothing any more.
             SessionHalted, LogCorrupt, SchemaMismatch: the session takes nothing until it is repaired.
             AppendUncertain: nobody knows whether it was written; the session is halted.
             RuntimeClosed, ForkedRuntime: there is no runtime here.
         """
         refuse_in_turn("append()")
-        event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
-        return self._append((event,), expected_seq, now_ns).first_seq
+        if type_version != 1:
+            extensions = versioned(extensions, type_version)
+        tracing = self._runtime.tracing
+        if tracing is None:
+            event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+            return self._append((event,), expected_seq, now_ns).first_seq
+        with Tracing(tracing, self._id, (type,), trace_id) as traced:
+            extensions, trace_id = traced.extensions(extensions, trace_id), traced.trace_id(trace_id)
+            event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+            return traced.answered(self._append((event,), expected_seq, now_ns, traced.span)).first_seq
 
     def submit(
         self,
@@ -92,6 +106,7 @@ class Session(SessionReading):
         trace_id: str | None = None,
         timestamp: dt.datetime | str | None = None,
         extensions: Mapping[str, Any] | None = None,
+        type_version: int = 1,
     ) -> Future[int]:
         """Append one event without waiting: the future's result is its ``event_seq``, once it is on disk.
 
@@ -99,10 +114,70 @@ class Session(SessionReading):
         event, and waits while the session's inbox is full; everything else that ``append`` raises is the future's
         exception. Cancelling the future works until the event is handed to the disk, and then nothing is written.
         """
-        event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+        if type_version != 1:
+            extensions = versioned(extensions, type_version)
         reply = FutureReply()
-        self._submit((event,), expected_seq, reply, now_ns)
+        tracing = self._runtime.tracing
+        if tracing is None:
+            event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+            self._submit((event,), expected_seq, reply, now_ns)
+            return reply
+        with Tracing(tracing, self._id, (type,), trace_id) as traced:
+            extensions, trace_id = traced.extensions(extensions, trace_id), traced.trace_id(trace_id)
+            event, now_ns = self._encode(type, payload, job_id, id, source, stream_seq, trace_id, timestamp, extensions)
+            traced.answered_by(reply)
+            self._submit((event,), expected_seq, reply, now_ns, traced.span)
         return reply
+
+    def upsert(
+        self,
+        row_id: str,
+        type: str,
+        payload: Any = None,
+        *,
+        final: bool = False,
+        job_id: str | None = None,
+        id: str | None = None,
+        expected_seq: int | None = None,
+        source: Any = None,
+        stream_seq: int | None = None,
+        trace_id: str | None = None,
+        timestamp: dt.datetime | str | None = None,
+        extensions: Mapping[str, Any] | None = None,
+        type_version: int = 1,
+    ) -> int:
+        """Create a row, or replace its content, and return the ``event_seq`` of this change once it is on disk.
+
+        The change is an event as any other, with ``payload`` as the whole content of the row; what else is given is as
+        for ``append``. The row's position is the number of the event that created it, and stays; ``rows`` and ``row``
+        show it with this content from now on. When two threads or processes create one row at the same time, the first
+        one does and the other changes it.
+
+        With ``final=True``, the content is said to be complete: readers who let changes be left out
+        (``subscribe(coalesce=True)``) get every such change. The row may be changed again all the same.
+
+        Raises:
+            InvalidEvent: ``row_id`` is not non-empty text of at most ``Limits.name_bytes_max`` bytes, or the event
+                cannot be stored as it is.
+            AppendError: as for ``append``.
+        """
+        refuse_in_turn("upsert()")
+        self._runtime.check_usable()
+        seq = self.append(
+            type,
+            payload,
+            job_id=job_id,
+            id=id,
+            expected_seq=expected_seq,
+            source=source,
+            stream_seq=stream_seq,
+            trace_id=trace_id,
+            timestamp=timestamp,
+            extensions=self.row_fields(row_id, extensions, final=final),
+            type_version=type_version,
+        )
+        self.upserted(seq)
+        return seq
 
     def append_many(self, events: Iterable[EventLike], *, expected_seq: int | None = None) -> tuple[int, int]:
         """Append several events with contiguous numbers, all of them or none, and return the first and last number.
@@ -117,6 +192,12 @@ class Session(SessionReading):
             AppendError: as for ``append``.
         """
         refuse_in_turn("append_many()")
+        tracing = self._runtime.tracing
+        if tracing is not None and (events := list(events)):
+            with Tracing.of_many(tracing, self._id, events) as traced:
+                encoded, now_ns = self._runtime.encode_many(map(traced.envelope, events))
+                answer = traced.answered(self._append(encoded, expected_seq, now_ns, traced.span))
+            return answer.first_seq, answer.last_seq
         encoded, now_ns = self._runtime.encode_many(events)
         if not encoded:
             last_seq = self.last_seq
@@ -129,10 +210,17 @@ class Session(SessionReading):
 
         Otherwise as ``append_many`` and ``submit``; at least one event.
         """
+        reply = RangeReply()
+        tracing = self._runtime.tracing
+        if tracing is not None and (events := list(events)):
+            with Tracing.of_many(tracing, self._id, events) as traced:
+                encoded, now_ns = self._runtime.encode_many(map(traced.envelope, events))
+                traced.answered_by(reply)
+                self._submit(encoded, expected_seq, reply, now_ns, traced.span)
+            return reply
         encoded, now_ns = self._runtime.encode_many(events)
         if not encoded:
             raise InvalidArgument("submit_many needs at least one event")
-        reply = RangeReply()
         self._submit(encoded, expected_seq, reply, now_ns)
         return reply
 
@@ -199,7 +287,9 @@ class Session(SessionReading):
         )
         return encoder.encode_envelope(envelope, event_id, now), now_ns
 
-    def _append(self, events: tuple[EncodedEvent, ...], expected_seq: int | None, now_ns: int) -> Appended:
+    def _append(
+        self, events: tuple[EncodedEvent, ...], expected_seq: int | None, now_ns: int, span: AppendSpan | None = None
+    ) -> Appended:
         """Submit and wait; a caller who is alone gives the turns himself."""
         reply = BlockingReply()
         gate = self._gate
@@ -207,15 +297,40 @@ class Session(SessionReading):
             lane = CallerLane.open(is_local=self._runtime.store.is_local)
             if lane is not None:
                 with lane:
-                    self._submit(events, expected_seq, reply, now_ns)
+                    self._submit(events, expected_seq, reply, now_ns, span)
                     lane.give_turns(reply.is_settled)
                 return reply.wait()
-        self._submit(events, expected_seq, reply, now_ns)
+        self._submit(events, expected_seq, reply, now_ns, span)
         return reply.wait()
 
+    def hand_in(
+        self,
+        events: tuple[EncodedEvent, ...],
+        expected_seq: int | None,
+        reply: AppendReply,
+        now_ns: int,
+        span: AppendSpan | None = None,
+    ) -> bool:
+        """Submit encoded events without ever waiting: False when the inbox has no place for them (``when_room``).
+
+        For callers that must not block, such as event loops; otherwise as ``submit_many``, with a reply of one's own.
+        """
+        return self._submit(events, expected_seq, reply, now_ns, span, may_wait=False)
+
+    def when_room(self, told: Callable[[], None]) -> None:
+        """Have ``told`` called once, in any thread, when there is room in the inbox again; see ``Gate.when_room``."""
+        (self._gate or self._open_gate()).when_room(told)
+
     def _submit(
-        self, events: tuple[EncodedEvent, ...], expected_seq: int | None, reply: AppendReply, now_ns: int
-    ) -> None:
+        self,
+        events: tuple[EncodedEvent, ...],
+        expected_seq: int | None,
+        reply: AppendReply,
+        now_ns: int,
+        span: AppendSpan | None = None,
+        *,
+        may_wait: bool = True,
+    ) -> bool:
         if expected_seq is not None:
             check_seq("expected_seq", expected_seq, 0)
         gate = self._gate or self._open_gate()
@@ -224,19 +339,29 @@ class Session(SessionReading):
             if len(events) == 1
             else sum([len(event.head) + len(event.payload_json) for event in events])
         )
-        gate.enter(len(events), size)
+        if may_wait:
+            try:
+                gate.enter(len(events), size)
+            except LogmarkError as error:
+                if self._runtime.instruments is not None:
+                    self._runtime.instruments.append_refused(error)
+                raise
+        elif not gate.try_enter(len(events), size):
+            return False
         try:
-            self._tell(Append(AppendRequest(events, expected_seq), reply, now_ns, size))
+            self._tell(Append(AppendRequest(events, expected_seq), reply, now_ns, size, span))
         except BaseException:
-            gate.leave(len(events), size)
+            gate.withdraw(len(events), size)
             raise
+        return True
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def jobs(self) -> list[JobMark]:
-        """Return the mark of every job of the session, in the order of their first events.
+        """Return the mark of every job of the session, in the order of their first events, also of pruned ones.
 
         Raises:
+            SessionDeleted: the session was deleted.
             SessionHalted, LogCorrupt, SchemaMismatch: the marks cannot be derived from the log.
         """
         return self._marks(None)
@@ -256,7 +381,9 @@ class Session(SessionReading):
                 future.set_result(marks)
 
         self.ask_marks(job_id, answer)
-        return future.result()
+        marks = future.result()
+        self._check_readable(SEQ_MAX)  # marks in memory outlive it when another process has deleted it
+        return marks
 
     def ask_marks(self, job_id: str | None, answer: Callable[[list[JobMark] | LogmarkError], None]) -> None:
         """Ask for the marks of all jobs, or of one, without waiting: ``answer`` is called once, in an actor's turn."""

@@ -9,7 +9,7 @@ from pykka import ActorDeadError, ActorRef, Timeout
 
 from .actors import Gate, Watermark
 from .actors.messages import Observed
-from .protocol import RuntimeClosed, StorageRejected
+from .protocol import RuntimeClosed, SessionDeleted, StorageRejected
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -25,13 +25,24 @@ class SessionCore:
         self._id = session_id
         self._gate: Gate | None = None
         self._ref: ActorRef[Any] | None = None
-        self._watermark = Watermark(runtime.clock)
+        self._watermark = Watermark(runtime.clock, changes=runtime.changes, session_id=session_id)
         self._starting = threading.Lock()
+        self._deleted: SessionDeleted | None = None
 
     @property
     def session_id(self) -> str:
         """The id that the session was opened by."""
         return self._id
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that the session was opened by."""
+        return self._runtime
+
+    @property
+    def gate(self) -> Gate | None:
+        """The bound of the session's inbox, once something was appended."""
+        return self._gate
 
     # -- the actor ----------------------------------------------------------------------------------------------
 
@@ -82,6 +93,16 @@ class SessionCore:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
+    @property
+    def deleted(self) -> SessionDeleted | None:
+        """What is raised since it became known that the session was deleted."""
+        return self._deleted
+
+    def note_deleted(self, error: SessionDeleted) -> None:
+        """Learn that the session was deleted, here or by another process, and let go of who waits for its events."""
+        self._deleted = error
+        self._watermark.end()
+
     def drain(self, deadline: float) -> bool:
         """Accept nothing more and wait until all that was accepted is answered; False at the (monotonic) deadline."""
         gate = self._gate
@@ -100,3 +121,13 @@ class SessionCore:
                 ref.stop(block=True, timeout=self._runtime.limits.close_wait_s)
             except Timeout:
                 self._runtime.log.error("session_stop_timed_out", session=self._id)
+                return
+        gate = self._gate
+        if gate is not None:
+            self._runtime.log.info(
+                "session_closed",
+                session=self._id,
+                last_seq=self._watermark.seq,
+                accepted=gate.accepted,
+                answered=gate.answered,
+            )

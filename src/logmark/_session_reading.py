@@ -9,12 +9,14 @@ from typing import TypeVar
 from pykka import ActorDeadError
 
 from ._checks import check_name, check_seq
+from ._cursor import Cursor
 from ._page import Page
-from ._session_core import SessionCore
+from ._session_cursors import SessionCursors
 from ._subscription import Subscription, check_timeout
 from .actors import refuse_in_turn
 from .actors.messages import Subscribe, Unsubscribe
 from .protocol import (
+    SEQ_MAX,
     CursorAhead,
     Envelope,
     ForeignCursor,
@@ -33,7 +35,7 @@ Position = int | Envelope
 """A place in a session: a number, or an event of that session."""
 
 
-class SessionReading(SessionCore):
+class SessionReading(SessionCursors):
     """The reading half of a session."""
 
     @property
@@ -62,11 +64,13 @@ class SessionReading(SessionCore):
 
         Raises:
             CursorAhead: ``from_seq`` is beyond the number that comes next.
+            SeqPruned: at the call, ``from_seq`` was pruned; or while iterating, what comes next was meanwhile.
+            SessionDeleted: at the call, or while iterating.
             SessionHalted, LogCorrupt, SchemaMismatch: at the call, or at the damaged place while iterating.
         """
         start = self._reads_from(from_seq, limit, job_id, halted_ok=halted_ok)
         events = self._runtime.store.read_envelopes(self._id, from_seq=start, halted_ok=halted_ok)
-        return _selected(events, limit, job_id)
+        return _selected(self._runtime.upcasters.all_typed(events), limit, job_id)
 
     def read_raw(
         self,
@@ -97,6 +101,8 @@ class SessionReading(SessionCore):
 
         Raises:
             CursorAhead: the position is beyond the log.
+            SeqPruned: what comes right above ``after`` was pruned; downwards, a page ends with what there is.
+            SessionDeleted: the session was deleted.
             ForeignCursor: the position is an event of another session.
             InvalidArgument: both are given, or a number is out of range.
         """
@@ -121,7 +127,10 @@ class SessionReading(SessionCore):
                 self._check_not_ahead(before_seq - 1)
             found = list(itertools.islice(store.read_backwards(self._id, before_seq=before_seq), limit + 1))
             events = found[:limit][::-1]
-        return Page(events=tuple(event.decode() for event in events), has_more=0 < limit < len(found))
+        return Page(events=tuple(map(self._typed, events)), has_more=0 < limit < len(found))
+
+    def _typed(self, event: RawEnvelope) -> Envelope:
+        return self._runtime.upcasters.typed(event.decode())
 
     def _position(self, name: str, value: Position) -> int:
         if isinstance(value, Envelope):
@@ -140,8 +149,18 @@ class SessionReading(SessionCore):
                 raise SessionHalted(session_id=self._id, reason=halt.reason, halted_at=halt.at)
             raise CursorAhead(session_id=self._id, cursor=seq, last_seq=last_seq)
 
+    def _check_readable(self, seq: int) -> None:
+        """Refuse a number below the first that is available, and any of a deleted session; no event is read."""
+        self._runtime.store.read(self._id, from_seq=seq, through_seq=0, halted_ok=True)
+
     def subscribe(
-        self, from_seq: Position | None = None, job_id: str | None = None, *, control: bool = False
+        self,
+        from_seq: Position | None = None,
+        job_id: str | None = None,
+        *,
+        control: bool = False,
+        cursor: str | Cursor | None = None,
+        coalesce: bool = False,
     ) -> Subscription:
         """Follow the session: every event from a number on, in order, each once, however slow the reader is.
 
@@ -149,20 +168,35 @@ class SessionReading(SessionCore):
             from_seq: first number wanted (0 is the same as 1); None for what is appended from now on.
             job_id: only the events of this job.
             control: control envelopes too: those of the job, if one is given, and those of no job.
+            cursor: go on behind the last event that was acknowledged (``Cursor.ack``), in whatever process: from the
+                first, when none was. What was seen and not acknowledged comes again, under the same number.
+            coalesce: of the changes of one row that wait for this reader, leave out those that a later one replaces;
+                the event that creates a row, its final ones and all that is no change of a row are there.
+                ``Subscription.coalesced`` counts what was left out, and the numbers show where.
 
         Raises:
-            CursorAhead: ``from_seq`` is beyond the number that comes next.
+            CursorAhead: ``from_seq`` is beyond the number that comes next, or the cursor beyond the log.
+            StaleCursor: the cursor is of another log.
+            SeqPruned: ``from_seq``, or what comes behind the cursor, was pruned; it says where there is something.
+            SessionDeleted: the session was deleted.
+            ForeignCursor: the cursor, or the event given for its number, is of another session.
+            InvalidArgument: a number and a cursor were given, or one that is out of range.
         """
         self._runtime.check_usable()
         last_seq = self._runtime.store.last_seq(self._id)
-        if from_seq is None:
+        if cursor is not None:
+            if from_seq is not None:
+                raise InvalidArgument("a subscription starts from a number or from a cursor, not both")
+            next_seq = self._own_cursor(cursor).next_seq()
+        elif from_seq is None:
             next_seq = last_seq + 1
         else:
             next_seq = max(1, self._position("from_seq", from_seq))
             self._check_not_ahead(next_seq - 1)
         if job_id is not None:
             check_name("job_id", job_id)
-        return self.follow(next_seq, job_id, control=control)
+        self._check_readable(SEQ_MAX if from_seq is None else next_seq)
+        return self.follow(next_seq, job_id, control=control, coalesce=coalesce)
 
     def follow(
         self,
@@ -170,6 +204,7 @@ class SessionReading(SessionCore):
         job_id: str | None = None,
         *,
         control: bool = False,
+        coalesce: bool = False,
         limits: Limits | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> Subscription:
@@ -179,6 +214,7 @@ class SessionReading(SessionCore):
             next_seq: the first number wanted, which the caller knows to be within the log or right behind it.
             job_id: only the events of this job.
             control: control envelopes too.
+            coalesce: as for ``subscribe``.
             limits: bounds of this subscription's queue, if not the runtime's.
             on_change: called whenever there may be something to read, in an actor's turn: it must not block.
         """
@@ -194,14 +230,21 @@ class SessionReading(SessionCore):
             on_close=self._unsubscribe,
             check_process=self._runtime.check_process,
             on_change=on_change,
+            tracing=self._runtime.tracing,
+            coalesce=coalesce,
+            upcasters=self._runtime.upcasters,
         )
+        self._runtime.follow(subscription)
         # Registered first, then told how far the log goes: what becomes durable in between is in one or the other.
         self._tell(Subscribe(subscription))
         self._runtime.watch(self._id)
         subscription.note_last_seq(self._runtime.store.last_seq(self._id))
+        if self._deleted is not None:  # since it was last looked at
+            subscription.end(self._deleted)
         return subscription
 
     def _unsubscribe(self, subscription: Subscription) -> None:
+        self._runtime.unfollow(subscription)
         self._runtime.unwatch(self._id)
         try:
             self._actor_if_alive(Unsubscribe(subscription))
@@ -226,10 +269,13 @@ class SessionReading(SessionCore):
         self._watermark.rise(self._runtime.store.last_seq(self._id))
         if self._watermark.seq >= seq:
             return
+        self._check_readable(SEQ_MAX)
         self._runtime.watch(self._id)
         try:
             if not self._watermark.wait_for(seq, timeout):
                 self._runtime.check_usable()
+                if self._deleted is not None:
+                    raise self._deleted
                 raise WaitTimeout(session_id=self._id, what=f"event {seq}", timeout_s=timeout or 0)
         finally:
             self._runtime.unwatch(self._id)

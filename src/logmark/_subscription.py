@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,24 +10,33 @@ from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from .actors import Batch
+from ._coalescing import coalesced
+from ._tracing import tell_delivered
+from .actors import Batch, Instruments
 from .protocol import (
     Clock,
     Envelope,
     ForkedRuntime,
     InvalidArgument,
     Limits,
+    LogmarkError,
     RawEnvelope,
     RuntimeClosed,
     StorageUnavailable,
     SubscriptionClosed,
+    Upcasters,
     WaitTimeout,
 )
 from .storage import EventStore, Logger
 
-__all__ = ["Subscription", "check_timeout"]
+__all__ = ["LogNeeded", "Subscription", "check_timeout"]
 
 _TAKEN_EVENTS_MAX = 256
+_numbers = itertools.count(1)
+
+
+class LogNeeded(Exception):
+    """What comes next stands in the log, which must not be read here (``Subscription.may_read``)."""
 
 
 def check_timeout(timeout: object) -> float | None:
@@ -69,6 +79,9 @@ class Subscription:
         on_close: Callable[[Subscription], None],
         check_process: Callable[[], None],
         on_change: Callable[[], None] | None = None,
+        tracing: Instruments | None = None,
+        coalesce: bool = False,
+        upcasters: Upcasters | None = None,
     ) -> None:
         self.session_id = session_id
         self.job_id = job_id
@@ -76,10 +89,13 @@ class Subscription:
         self._control = control
         self._limits = limits
         self._clock = clock
-        self._log = log.bind(actor="subscriber", session=session_id)
+        self._log = log.bind(actor="subscriber", session=session_id, subscriber=next(_numbers))
         self._on_close = on_close
         self._check_process = check_process
         self._on_change = on_change
+        self._tracing = tracing
+        self._coalesce = coalesce
+        self._upcasters = upcasters or Upcasters()
         self._next_seq = next_seq
         self._known_seq = next_seq - 1
         self._changed = threading.Condition(threading.Lock())
@@ -93,10 +109,18 @@ class Subscription:
         self._lagging = False
         self._closed = False
         self._ended = False
+        self._end_error: LogmarkError | None = None
+        self.may_read = True
+        """Whether ``get`` may read the log; a reader that must not block sets it to False and gets ``LogNeeded``."""
         self.lag_count = 0
         """How often the queue overflowed, so that events were read from the log instead."""
+        self.passed = 0
+        """How many events came by, of whatever job."""
         self.controls_dropped = 0
         """Control envelopes that found the queue full; they are stored nowhere, so they are gone."""
+        self.coalesced = 0
+        """How many changes of rows were left out, as later ones replace them (``subscribe(coalesce=True)``)."""
+        self._log.info("subscriber_opened", next_seq=next_seq, job=job_id)
 
     # -- from the BroadcastActor --------------------------------------------------------------------------------
 
@@ -133,10 +157,15 @@ class Subscription:
             if self._on_change is None:  # for one that polls between other work, such as a connection, it is daily life
                 self._log.warning("subscriber_lagged", next_seq=self._next_seq, last_seq=self._known_seq, lag=self.lag)
 
-    def end(self) -> None:
-        """Learn that the runtime is closing; what is at hand can still be read."""
+    def end(self, error: LogmarkError | None = None) -> None:
+        """Learn that the runtime is closing, or that the session is over; what is at hand can still be read.
+
+        Args:
+            error: what ``get`` raises then, if not ``SubscriptionClosed``.
+        """
         with self._changed:
             self._ended = True
+            self._end_error = self._end_error or error
             self._changed.notify_all()
         self._tell_change()
 
@@ -147,6 +176,14 @@ class Subscription:
             if self._waiting:
                 self._changed.notify_all()
         self._tell_change()
+
+    def tell(self, on_change: Callable[[], None]) -> None:
+        """Have ``on_change`` called whenever there may be something to read, in any thread, and once at once.
+
+        It must not block. For readers that poll (``get`` with a timeout of 0).
+        """
+        self._on_change = on_change
+        on_change()
 
     def _tell_change(self) -> None:
         """Outside the lock, so that whoever is told may read at once."""
@@ -175,10 +212,12 @@ class Subscription:
             WaitTimeout: a ``TimeoutError``: none came in time. Nothing is lost: the next call goes on.
             InvalidArgument: ``timeout`` is not a number.
             SubscriptionClosed: the subscription or its runtime was closed.
+            SeqPruned: what comes next was pruned, as this reader was behind; subscribe from ``first_available``.
+            SessionDeleted: the session was deleted, here or by another process.
             ForkedRuntime: this is a fork of the process that subscribed.
             SessionHalted, LogCorrupt, SchemaMismatch: the log cannot be read at this place.
         """
-        return self.get_raw(timeout).decode()
+        return self._upcasters.typed(self.get_raw(timeout).decode())
 
     def get_raw(self, timeout: float | None = None) -> RawEnvelope:
         """Return the next event with its payload as bytes; otherwise as ``get``."""
@@ -194,10 +233,16 @@ class Subscription:
                         what = f"event {self._next_seq}"
                         raise WaitTimeout(session_id=self.session_id, what=what, timeout_s=timeout or 0)
                     envelope = self._next_at_hand()
-            return envelope
+        if self._tracing is not None:
+            tell_delivered(self._tracing, envelope, self._clock.time_ns())
+        return envelope
 
     def _next_at_hand(self) -> RawEnvelope | None:
         """Return the next envelope wanted of those at hand."""
+        if not self.may_read and self._at_hand_through:
+            if self._next_seq <= self._at_hand_through:
+                raise LogNeeded
+            self._at_hand, self._at_hand_through = iter(()), 0  # read to its end: nothing is left in it
         try:
             for envelope in self._at_hand:
                 if self._closed:
@@ -209,6 +254,7 @@ class Subscription:
                         return envelope
                 elif seq >= self._next_seq:
                     self._next_seq = seq + 1
+                    self.passed += 1
                     if self.job_id is None or envelope.job_id == self.job_id:
                         return envelope
         except BaseException:
@@ -236,7 +282,7 @@ class Subscription:
                     if self._on_change is None:
                         self._log.info("subscriber_caught_up", next_seq=self._next_seq)
                 if self._ended:
-                    raise SubscriptionClosed(session_id=self.session_id)
+                    raise self._end_error or SubscriptionClosed(session_id=self.session_id)
                 left = None if deadline is None else deadline - self._clock.monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -245,10 +291,12 @@ class Subscription:
                     self._changed.wait(left)
                 finally:
                     self._waiting -= 1
+        if not self.may_read:
+            raise LogNeeded
         try:
-            self._at_hand = self.store.read(self.session_id, from_seq=self._next_seq, through_seq=through)
+            self._at_hand = self._wanted(self.store.read(self.session_id, from_seq=self._next_seq, through_seq=through))
         except (StorageUnavailable, RuntimeClosed):
-            if self._ended:
+            if self._ended and self._end_error is None:
                 raise SubscriptionClosed(session_id=self.session_id) from None
             raise
         self._at_hand_through = through
@@ -265,8 +313,15 @@ class Subscription:
             taken += len(batch)
             self._queued_events -= len(batch)
             self._queued_bytes -= batch.size_bytes
-        self._at_hand = chain.from_iterable(batches)
+        self._at_hand = self._wanted(chain.from_iterable(batches))
         self._at_hand_through = 0
+
+    def _wanted(self, events: Iterator[RawEnvelope]) -> Iterator[RawEnvelope]:
+        return coalesced(events, self.job_id, self._left_out) if self._coalesce else events
+
+    def _left_out(self, count: int) -> None:
+        self.coalesced += count
+        self.passed += count
 
     def __iter__(self) -> Iterator[Envelope]:
         """Iterate until the subscription is closed."""
@@ -291,7 +346,19 @@ class Subscription:
             self._closed = True
             self._queue.clear()
             self._changed.notify_all()
+        self._log_closed()
         self._on_close(self)
+
+    def _log_closed(self) -> None:
+        # While another thread reads, number and count are not of one moment; who closes what he reads knows both. What
+        # coalescing leaves out may have been handed out before, so there is no count then.
+        at_rest = self._reading.acquire(blocking=False)
+        try:
+            passed = self.passed if at_rest and not self._coalesce else None
+            self._log.info("subscriber_closed", next_seq=self._next_seq, passed=passed, lags=self.lag_count)
+        finally:
+            if at_rest:
+                self._reading.release()
 
     def __enter__(self) -> Self:
         """Return the subscription; leaving closes it."""

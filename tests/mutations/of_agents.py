@@ -183,9 +183,9 @@ OF_AGENTS = (
     ),
     Safeguard(
         "tokens are not left in the environment",
-        SERVE,
-        "os.environ.pop(_TOKENS_VARIABLE, None)",
-        "os.environ.get(_TOKENS_VARIABLE)",
+        "src/logmark/cli/_serving.py",
+        "os.environ.pop(variable, None)",
+        "os.environ.get(variable)",
         COMMAND,
     ),
     Safeguard(

@@ -49,7 +49,7 @@ def not_found(safeguards: Sequence[Safeguard]) -> Iterator[str]:
 def run_tests(copy: Path, tests: Sequence[str]) -> tuple[int, str]:
     """Run tests against a copy of the project, up to the first failure; return pytest's exit code and output."""
     scratch = f"--basetemp={copy}.tmp"  # not the one that pytest shares between, and clears for, runs of the same user
-    options = ["-x", "-q", "-p", "no:cacheprovider", f"--timeout={TEST_S_MAX}", scratch]
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--timeout={TEST_S_MAX}", scratch]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],

@@ -8,10 +8,13 @@ that a change beside them does not concern them; ``run.py --check`` says which o
 from __future__ import annotations
 
 from of_agents import OF_AGENTS
+from of_lifetimes import OF_LIFETIMES
+from of_nats import OF_NATS
+from of_readers import OF_READERS
 from of_runtime import OF_RUNTIME
 from of_storage import OF_STORAGE
 from safeguard import Safeguard
 
 __all__ = ["SAFEGUARDS", "Safeguard"]
 
-SAFEGUARDS = (*OF_STORAGE, *OF_RUNTIME, *OF_AGENTS)
+SAFEGUARDS = (*OF_STORAGE, *OF_LIFETIMES, *OF_RUNTIME, *OF_AGENTS, *OF_READERS, *OF_NATS)

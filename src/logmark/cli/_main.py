@@ -9,8 +9,24 @@ from collections.abc import Sequence
 from typing import TextIO, cast
 
 from ..protocol import LogmarkError
-from . import _copy, _info, _ingest, _ls, _repair, _serve, _verify, _view
+from . import (
+    _backup,
+    _copy,
+    _doctor,
+    _info,
+    _ingest,
+    _ls,
+    _prune,
+    _repair,
+    _report,
+    _serve,
+    _trace,
+    _ui,
+    _verify,
+    _view,
+)
 from ._command import Command
+from ._completion import completion_command
 from ._console import Console, Messages
 from ._exit_codes import ExitCode, exit_code_of
 from ._parser import build_parser
@@ -18,7 +34,7 @@ from ._text import error_text
 
 __all__ = ["main"]
 
-_COMMANDS = (
+_COMMANDS: tuple[Command, ...] = (
     _ingest.COMMAND,
     _ls.COMMAND,
     _info.COMMAND,
@@ -26,7 +42,15 @@ _COMMANDS = (
     _verify.COMMAND,
     _repair.COMMAND,
     _copy.COMMAND,
+    _backup.BACKUP,
+    _backup.RESTORE,
+    _prune.COMMAND,
+    _report.COMMAND,
     _serve.COMMAND,
+    _trace.COMMAND,
+    _ui.COMMAND,
+    _doctor.COMMAND,
+    completion_command(lambda: _COMMANDS),
 )
 _STORE_DEFAULT = "logmark-data"
 

@@ -10,7 +10,9 @@ from ._events import encoded_event, request_of
 from ._faults import Crashed
 from ._faulty_files import FaultyFiles
 from ._harness import ActorHarness
+from ._log_check import LogCheck, check_log_files, checked_logs
 from ._logs import CapturedLogs, capture_logs
+from ._nats_server import NatsCluster, NatsServer
 from ._postgres_server import PostgresServer
 from ._proxy import FaultyProxy, ProxyFault
 from ._sim_model import SimulationFailure
@@ -30,9 +32,12 @@ __all__ = [
     "FaultyProxy",
     "HeldCommit",
     "InlineReads",
+    "LogCheck",
     "ManualClock",
     "ManualTimers",
     "MockWriter",
+    "NatsCluster",
+    "NatsServer",
     "PostgresServer",
     "ProxyFault",
     "RecordingSink",
@@ -42,6 +47,8 @@ __all__ = [
     "SimulationReport",
     "StepDispatcher",
     "capture_logs",
+    "check_log_files",
+    "checked_logs",
     "encoded_event",
     "eventually",
     "job_spec",

@@ -18,6 +18,7 @@ from ..actors import (
     Gate,
     JobActor,
     PersistActor,
+    RowActor,
     SessionActor,
     ThreadBlockingReads,
     ThreadDispatcher,
@@ -65,7 +66,10 @@ class ActorHarness:
         writer: the ref of yet another writer; it must write to ``store``, and the harness does not stop it.
         stepped: no threads.
         failures_ok: actors may fail.
-        dispatcher, timers, reads, clock: replacements for one of the parts.
+        dispatcher: what gives the actors their turns, if not threads.
+        timers: what sends messages later.
+        reads: where reads of the log are done.
+        clock: what the time is read from.
     """
 
     def __init__(
@@ -121,6 +125,8 @@ class ActorHarness:
         """The BroadcastActor, once there is one."""
         self.jobs: ActorRef[Any] | None = None
         """The JobActor, once there is one: after the first event of a job, or the first question for marks."""
+        self.rows: ActorRef[Any] | None = None
+        """The RowActor, once there is one: after the first question for rows."""
         self._stopped = False
         self.session = self.start_session()
         """The SessionActor."""
@@ -185,6 +191,19 @@ class ActorHarness:
             log=self._log,
         )
         return self.jobs
+
+    def start_rows(self) -> ActorRef[Any]:
+        """Start the RowActor; the SessionActor calls it."""
+        self.rows = RowActor.start(
+            session_id=self.session_id,
+            store=self.store,
+            reads=self.reads,
+            limits=self.limits,
+            dispatcher=self.dispatcher,
+            clock=self.clock,
+            log=self._log,
+        )
+        return self.rows
 
     # -- what a session does ------------------------------------------------------------------------------------
 

@@ -325,7 +325,7 @@ class MockWriter(LogmarkActor):
         rest = tuple(request for index, request in enumerate(batch.requests) if index != failed)
         (result,) = self._store.append([SessionBatch(batch.session_id, rest)])
         answers: tuple[Appended | AppendError, ...] = (*result.answers[:failed], error, *result.answers[failed:])
-        return dataclasses.replace(result, answers=answers)
+        return result._replace(answers=answers)
 
     def _unwritten(self, batch: SessionBatch, error: AppendError) -> BatchResult:
         last_seq = self._store.last_seq(batch.session_id)
