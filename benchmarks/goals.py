@@ -121,6 +121,21 @@ def _idle(results: _Results) -> float | None:
     return None if row is None else row.value
 
 
+def _engine_goals(engine: str) -> tuple[Goal, Goal]:
+    """Return the aims of an engine: beside a grouped client of the same server, and one that commits each event."""
+    work = f"{engine}: {_SIXTEEN}"
+
+    def beside_plain(results: _Results) -> float | None:
+        plain = results.one("engines", work, f"{engine}, a commit each")
+        return results.between(results.one("engines", work), plain)
+
+    return (
+        Goal(f"{engine}, 16 callers, × a grouped client", 0.8, lambda r: r.ratio("engines", work)),
+        Goal(f"{engine}, 16 callers, × a commit each", 3.0, beside_plain),
+    )
+
+
+ENGINES = ("SQLite", "PostgreSQL", "NATS JetStream")
 _ONE = "1 caller, 1 session"
 _SIXTEEN = "16 callers, 1 session"
 
@@ -153,6 +168,7 @@ GOALS = (
     Goal("opening the longest session and its marks, ms", 500.0, _opening, at_most=True),
     Goal("an idle open session, bytes", 8000.0, _idle, at_most=True),
     Goal("10,000 sessions round robin, × 16", 0.5, _many),
+    *(goal for engine in ENGINES for goal in _engine_goals(engine)),
 )
 
 

@@ -9,6 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,14 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # a checkout's folder, not an installed package; `python -m pytest` has it there already
     sys.path.append(str(ROOT))
 
-from benchmarks import publish, slow_disk  # noqa: E402
+from benchmarks import goals, publish, slow_disk  # noqa: E402
 from benchmarks.events import EVENT_BYTES, ring  # noqa: E402
 from benchmarks.goals import GOALS, goals_table  # noqa: E402
 from benchmarks.harness import Sample, WrongResult, check_waited, run_bout, verify  # noqa: E402
 from benchmarks.participants import PEERS, Caller, Events, Missing, Participant, Payload, Raw, Tally, label_of, make  # noqa: E402
+from benchmarks.participants._nats_engine import NatsEach, NatsGrouped  # noqa: E402
 from benchmarks.profiling import HOPS, profile  # noqa: E402
 from benchmarks.report import Row, markdown, rows_of, table  # noqa: E402
-from benchmarks.sections import SECTIONS, Context  # noqa: E402
+from benchmarks.sections import SECTIONS, Context, _engines  # noqa: E402
 
 WAIT_S = 60
 
@@ -56,18 +61,26 @@ def ignore(_what: str) -> None:
     """Show no progress."""
 
 
+@contextmanager
+def place_for_servers() -> Generator[str, None, None]:
+    """Make a directory that somebody else can get at, as a server that is not root's is; pytest's are closed to all."""
+    with tempfile.TemporaryDirectory(prefix="logmark-bench-") as place:
+        os.chmod(place, 0o711)
+        yield place
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, Path]:
     """Run every section once, tiny, with the peers that need nothing but Python; return JSON, output and plots."""
     base = tmp_path_factory.mktemp("bench")
-    (base / "stores").mkdir()
-    code, output, errors = run(
-        *("--quick", "--rounds", "1", "--seconds", "0.02", "--peer", "sqlite,sqlite-group"),
-        *("--json", str(base / "out" / "results.json"), "--out", str(base / "plots")),
-        *("--store-dir", str(base / "stores")),
-    )
-    assert code == 0, output + errors
-    assert os.listdir(base / "stores") == []
+    with place_for_servers() as stores:
+        code, output, errors = run(
+            *("--quick", "--rounds", "1", "--seconds", "0.02", "--peer", "sqlite,sqlite-group"),
+            *("--json", str(base / "out" / "results.json"), "--out", str(base / "plots")),
+            *("--store-dir", stores),
+        )
+        assert code == 0, output + errors
+        assert os.listdir(stores) == []
     return json.loads((base / "out" / "results.json").read_bytes()), output, base / "plots"
 
 
@@ -254,15 +267,15 @@ def test_a_server_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peer_stores_numbers_and_gives_back_what_it_was_given(name: str, tmp_path: Path) -> None:
+def test_a_peer_stores_numbers_and_gives_back_what_it_was_given(name: str) -> None:
     payloads: list[Payload] = list(ring()[:10])
-    tmp_path.parent.chmod(0o711)  # as the benchmark does: a server may run as somebody else
     try:
         peer = make(name)
     except Missing as error:
         pytest.skip(str(error))
+    places = ExitStack()
     try:
-        peer.open(str(tmp_path))
+        peer.open(places.enter_context(place_for_servers()))
         caller = peer.caller("s")
         assert caller.append(payloads[0]) == 1
         assert caller.append_batch(payloads[1:8]) == 8
@@ -280,6 +293,65 @@ def test_a_peer_stores_numbers_and_gives_back_what_it_was_given(name: str, tmp_p
         pytest.skip(str(error))
     finally:
         peer.close()
+        places.close()
+
+
+# -- engines ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nats_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave NATS JetStream as the only engine."""
+    assert tuple(_engines.ENGINES) == goals.ENGINES
+    monkeypatch.setattr(_engines, "ENGINES", {"NATS JetStream": _engines.ENGINES["NATS JetStream"]})
+
+
+@pytest.mark.parametrize("lacking", ["nats-py", "nats-server", "99.0 or later", "slow disk"])
+@pytest.mark.usefixtures("nats_alone")
+def test_an_engine_that_cannot_be_measured_is_in_the_report_with_the_reason(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacking == "nats-py":
+        monkeypatch.setitem(sys.modules, "nats", None)  # what an import of a missing package looks like
+    elif find_spec("nats") is None:
+        pytest.skip("needs nats-py, as the [test] extra installs it")
+    elif lacking == "nats-server":
+        monkeypatch.setattr(shutil, "which", lambda *_args, **_options: None)
+    elif lacking == "99.0 or later":
+        monkeypatch.setattr("benchmarks.participants._nats_engine._VERSION_MIN", (99, 0))
+    rows = SECTIONS["engines"](Context(directory=str(tmp_path), slow_disk=lacking == "slow disk"))
+
+    assert [(each.work, each.participant, each.value) for each in rows] == [
+        ("NATS JetStream: all", "logmark on NATS JetStream", None)
+    ]
+    assert ("cannot be slowed" if lacking == "slow disk" else lacking) in rows[0].note
+    assert "missing" in table(rows)
+
+
+def test_plain_clients_of_nats_number_and_keep_what_many_callers_bring(tmp_path: Path) -> None:
+    callers, payloads = 8, ring()[:10]
+    try:
+        each = NatsEach()
+    except Missing as error:
+        pytest.skip(str(error))
+    grouped = NatsGrouped(each)
+    try:
+        each.open(str(tmp_path))
+        for client in (each, grouped):
+            with ThreadPoolExecutor(callers) as pool:
+
+                def append_all(_: int, client: Participant = client) -> list[tuple[int, Payload]]:
+                    caller = client.caller("s")
+                    return [(caller.append(payload), payload) for payload in payloads]
+
+                answered = [pair for pairs in pool.map(append_all, range(callers)) for pair in pairs]
+            answered.sort(key=lambda pair: pair[0])
+            assert [seq for seq, _ in answered] == list(range(1, callers * len(payloads) + 1))
+            assert list(client.replay("s")) == answered
+            verify(client, {"s": len(answered)})
+    finally:
+        grouped.close()
+        each.close()
 
 
 # -- the profile --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -161,7 +162,8 @@ def test_captured_logs_have_every_key_and_level(logs: CapturedLogs) -> None:
     log.warning("thing_done", n=2)
     log.info("other_done", n=1)
 
-    assert logs.events[0] == {"event": "thing_done", "level": "debug", "actor": "test", "session": "s", "n": 1}
+    expected = {"event": "thing_done", "level": "debug", "actor": "test", "session": "s", "n": 1, "pid": os.getpid()}
+    assert logs.events[0] == expected
     assert [event["n"] for event in logs.named("thing_done")] == [1, 2]
     assert [event["level"] for event in logs.named("thing_done", n=2, actor="test")] == ["warning"]
     assert logs.named("thing_done", missing=None) == []

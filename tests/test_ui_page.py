@@ -123,8 +123,7 @@ def test_what_is_readable_before_damage_is_shown_and_the_damage_too(watched: Wat
     segment.write_bytes(sound.replace(b"step 20", b"step XX"))
     here = watched(url)
     page = here.look("damaged")
-    page.wait_for("document.querySelector('.row.damage:not([hidden])')")
-    assert page.text(".row.damage:not([hidden]) .text").startswith("damage: ")
+    page.wait_for("document.querySelector('.row.damage:not([hidden]) .text')?.textContent.startsWith('damage: ')")
     assert page.evaluate("view.list.at(view.list.places - 1).hole.from") == 21
     page.click("#verify")
     page.wait_for("document.querySelector('#findings.bad') && /checksum/i.test($('findings').textContent)")

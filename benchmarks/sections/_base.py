@@ -51,6 +51,15 @@ class Context:
         """Choose between the sizes of a normal and a quick run."""
         return quick if self.quick else normal
 
+    def check_slowed(self, participant: Participant) -> None:
+        """See that the disk is slowed for a participant too, if it is for the others.
+
+        Raises:
+            Missing: it cannot be.
+        """
+        if self.slow_disk and not participant.syncs_through_libc:
+            raise Missing("its server does not sync through the C library, so its disk cannot be slowed")
+
     @contextlib.contextmanager
     def field(self, wanted: Callable[[Participant], bool] | None = None) -> Generator[Field, None, None]:
         """Open the limit, logmark and those peers that are wanted; close them all in the end."""
@@ -70,8 +79,7 @@ class Context:
                     peer = make(name)
                     if wanted is not None and not wanted(peer):
                         continue
-                    if self.slow_disk and not peer.syncs_through_libc:
-                        raise Missing("its server does not sync through the C library, so its disk cannot be slowed")
+                    self.check_slowed(peer)
                     stack.callback(_close, peer)
                     peer.open(self.place(name))
                 except Missing as error:
@@ -97,7 +105,9 @@ class Field:
 
     context: Context
     participants: list[Participant]
-    _directories: dict[str, str]
+    _directories: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
+    names_missing: bool = True
+    """Whether those peers are named that could not be opened."""
     _bouts: int = 0
 
     def directory_of(self, participant: Participant) -> str:
@@ -108,17 +118,19 @@ class Field:
         """Return the labels of the peers that are open."""
         return {participant.label for participant in self.participants if participant.name in PEERS}
 
-    def bout(self, section: str, shape: Shape, *, limit: Shape | None = None) -> list[Row]:
+    def bout(self, section: str, shape: Shape, *, limit: Shape | None = None, title: str = "") -> list[Row]:
         """Let everybody do the same work in turns, and see that it is all there afterwards.
 
         Args:
             section: the heading.
             shape: the work.
             limit: what the first participant does instead, when it cannot do the same.
+            title: what stands before the name of the work.
         """
         self._bouts += 1
         context = self.context
-        context.progress.begin(f"{section}: {shape.label}")
+        label = title + shape.label
+        context.progress.begin(f"{section}: {label}")
         session_ids = [f"s{self._bouts}-{number}" for number in range(shape.sessions)]
         acknowledged: dict[str, dict[str, int]] = {}
 
@@ -160,7 +172,8 @@ class Field:
                 if participant.name not in PEERS:
                     raise
                 bout.drop(participant.label, error)
-        return rows_of(bout, section, shape.label) + self.missing_rows(section, shape.label)
+        missing = self.missing_rows(section, label) if self.names_missing else []
+        return rows_of(bout, section, label) + missing
 
     def missing_rows(self, section: str, work: str) -> list[Row]:
         """Return a row that says why for each peer that is not here."""

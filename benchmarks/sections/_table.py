@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from ._append import append, batches, pipelined
 from ._base import Section
+from ._engines import engines
 from ._fan_out import fan_out
 from ._growth import growth
+from ._instrumentation import instrumentation
 from ._logging import logging_on
 from ._replay import replay
 from ._sessions import sessions
@@ -23,4 +25,6 @@ SECTIONS: dict[str, Section] = {
     "growth": growth,
     "sessions": sessions,
     "logging": logging_on,
+    "instrumentation": instrumentation,
+    "engines": engines,
 }

@@ -129,7 +129,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
             stack.enter_context(listen_for_browsers(runtime, arguments.ui, ui_tokens, say, writing=True))
             console.out.flush()
         if pipes is None:
-            stop.requested.wait()
+            stop.wait()
         else:
             from ..gateway import serve_stdio
 

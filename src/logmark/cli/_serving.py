@@ -15,6 +15,7 @@ from ._console import Console
 
 __all__ = ["Address", "Stop", "address_of", "read_tokens"]
 
+_LOOK_S = 0.5
 _PORT_MAX = 65_535
 
 
@@ -87,6 +88,15 @@ class Stop:
         for stream in self._pipes or ():
             with contextlib.suppress(OSError):  # the client is gone, and with it whoever wanted what is buffered
                 stream.close()
+
+    def wait(self) -> None:
+        """Wait until it is asked for.
+
+        A signal that comes right before the main thread falls asleep does not wake it, and its handler, which is to
+        end the sleep, is run by nobody else. So it never sleeps for long.
+        """
+        while not self.requested.wait(_LOOK_S):
+            pass
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         for number in self._before:

@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> int:
         listen_for_browsers(runtime, arguments.listen, tokens, console.out.line, writing=False),
     ):
         console.out.flush()
-        stop.requested.wait()
+        stop.wait()
     return ExitCode.OK
 
 
