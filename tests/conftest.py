@@ -213,7 +213,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 _schemas = itertools.count(1)
 
 
-@pytest.fixture(params=["file", "memory", "sqlite", "postgresql"])
+@pytest.fixture(params=["file", "memory", "sqlite", "postgresql", "nats"])
 def every_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty store, of each engine."""
     match request.param:
@@ -222,6 +222,9 @@ def every_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         case "postgresql":
             server: PostgresServer = request.getfixturevalue("postgres_server")
             return server.url(schema=f"every_{next(_schemas)}")
+        case "nats":
+            nats: NatsServer = request.getfixturevalue("nats_server")
+            return nats.url(f"EVERY_{next(_schemas)}")
         case engine:
             return f"{engine}:{tmp_path / 'store'}"
 
@@ -230,6 +233,13 @@ def every_store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def runtime(store_url: str) -> Iterator[logmark.Runtime]:
     """A runtime on a new, empty store."""
     with logmark.open(store_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def every_runtime(every_store_url: str) -> Iterator[logmark.Runtime]:
+    """A runtime on a new, empty store of each engine."""
+    with logmark.open(every_store_url) as opened:
         yield opened
 
 

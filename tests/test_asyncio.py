@@ -81,9 +81,9 @@ async def take(events: aio.AsyncSubscription, count: int) -> list[int | None]:
 # -- the same as from threads ----------------------------------------------------------------------------------------
 
 
-def test_everything_a_session_does(store_url: str) -> None:
+def test_everything_a_session_does(every_store_url: str) -> None:
     async def main() -> None:
-        async with aio.open(store_url) as rt:
+        async with aio.open(every_store_url) as rt:
             session = rt.session("s")
             assert session is rt.session("s")
             assert await session.append("x", {"n": 1}) == 1
@@ -115,9 +115,9 @@ def test_everything_a_session_does(store_url: str) -> None:
     run(main())
 
 
-def test_rows_cursors_and_the_lifetime_of_a_session(store_url: str) -> None:
+def test_rows_cursors_and_the_lifetime_of_a_session(every_store_url: str) -> None:
     async def main() -> None:
-        async with aio.open(store_url) as rt:
+        async with aio.open(every_store_url) as rt:
             session = rt.session("s")
             await session.append_many([("x", n) for n in range(206)])
             assert await session.upsert("r", "m", {"text": "h"}) == 207

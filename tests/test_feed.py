@@ -64,38 +64,38 @@ def filled(runtime: logmark.Runtime, sessions: int = 5, events: int = 7) -> None
 # -- what comes ------------------------------------------------------------------------------------------------------
 
 
-def test_everything_comes_once_and_in_order(runtime: logmark.Runtime) -> None:
-    filled(runtime)
-    runtime.store.reserve("s1", 50)
-    runtime.session("s1").append("x")
-    events = list(runtime.feed(timeout=0))
-    assert by_session(events) == whole(runtime)
+def test_everything_comes_once_and_in_order(every_runtime: logmark.Runtime) -> None:
+    filled(every_runtime)
+    every_runtime.store.reserve("s1", 50)
+    every_runtime.session("s1").append("x")
+    events = list(every_runtime.feed(timeout=0))
+    assert by_session(events) == whole(every_runtime)
     assert events[0].payload == 0
     assert isinstance(events[0], logmark.Envelope)
-    assert events[0] == next(runtime.session(events[0].session_id or "").read())
+    assert events[0] == next(every_runtime.session(events[0].session_id or "").read())
 
 
-def test_it_goes_on_from_the_position_of_every_event(runtime: logmark.Runtime) -> None:
-    filled(runtime, 4, 5)
-    events = list(runtime.feed(timeout=0))
-    wanted = whole(runtime)
+def test_it_goes_on_from_the_position_of_every_event(every_runtime: logmark.Runtime) -> None:
+    filled(every_runtime, 4, 5)
+    events = list(every_runtime.feed(timeout=0))
+    wanted = whole(every_runtime)
     for n, event in enumerate(events):
-        rest = list(runtime.feed(after=event.position, timeout=0))
+        rest = list(every_runtime.feed(after=event.position, timeout=0))
         first, second = by_session(events[: n + 1]), by_session(rest)
         assert {name: first.get(name, []) + second.get(name, []) for name in wanted} == wanted
-    runtime.session("s0").append("late")
-    runtime.session("new").append("later")
-    after = by_session(list(runtime.feed(after=events[-1].position, timeout=0)))
+    every_runtime.session("s0").append("late")
+    every_runtime.session("new").append("later")
+    after = by_session(list(every_runtime.feed(after=events[-1].position, timeout=0)))
     assert after == {"s0": [6], "new": [1]}
 
 
-def test_it_is_live_and_finds_new_sessions(runtime: logmark.Runtime) -> None:
-    filled(runtime, 2, 3)
-    with runtime.feed() as feed:
+def test_it_is_live_and_finds_new_sessions(every_runtime: logmark.Runtime) -> None:
+    filled(every_runtime, 2, 3)
+    with every_runtime.feed() as feed:
         take(feed, 7)
-        runtime.session("s0").append("x", "live")
+        every_runtime.session("s0").append("x", "live")
         assert feed.get(SOON).payload == "live"
-        runtime.session("brand new").append("x", "first")
+        every_runtime.session("brand new").append("x", "first")
         event = feed.get(SOON)
         assert (event.session_id, event.event_seq, event.payload) == ("brand new", 1, "first")
         with pytest.raises(WaitTimeout):
@@ -181,11 +181,11 @@ with logmark.open(sys.argv[1]) as runtime:
 
 
 @pytest.mark.slow
-def test_nothing_is_skipped_while_other_processes_and_threads_write(store_url: str) -> None:
-    if store_url == "memory:":
+def test_nothing_is_skipped_while_other_processes_and_threads_write(every_store_url: str) -> None:
+    if every_store_url == "memory:":
         pytest.skip("a memory store has no other processes")
-    with logmark.open(store_url) as runtime, runtime.feed() as feed:
-        writers = [subprocess.Popen([sys.executable, "-c", WRITER, store_url, f"p{n}"]) for n in range(2)]
+    with logmark.open(every_store_url) as runtime, runtime.feed() as feed:
+        writers = [subprocess.Popen([sys.executable, "-c", WRITER, every_store_url, f"p{n}"]) for n in range(2)]
 
         def write() -> None:
             for n in range(60):

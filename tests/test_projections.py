@@ -221,9 +221,9 @@ ON_EVERY_ENGINE = ("missing", "bad", "ahead", "equal", "behind", "view longer", 
 
 
 @pytest.mark.parametrize("state", ON_EVERY_ENGINE)
-def test_it_heals_from_every_state_row_24_row_25(state: str, kind: Kind, runtime: logmark.Runtime) -> None:
+def test_it_heals_from_every_state_row_24_row_25(state: str, kind: Kind, every_runtime: logmark.Runtime) -> None:
     """Rows 24 and 25: no row of the view twice or missing, whatever checkpoint and view were."""
-    heals(state, kind, runtime.session("s"))
+    heals(state, kind, every_runtime.session("s"))
 
 
 @pytest.mark.parametrize("state", [state for state in DAMAGE if state not in ON_EVERY_ENGINE])
@@ -244,9 +244,9 @@ def heals(state: str, kind: Kind, session: Session) -> None:
         assert kind.view() == fold(session)
 
 
-def test_a_checkpoint_mints_no_numbers_row_15(kind: Kind, runtime: logmark.Runtime) -> None:
+def test_a_checkpoint_mints_no_numbers_row_15(kind: Kind, every_runtime: logmark.Runtime) -> None:
     """Row 15: the checkpoint says 500; the next event is the third all the same."""
-    session = runtime.session("s")
+    session = every_runtime.session("s")
     session.append_many([("x", n) for n in range(2)])
     project(kind, session)
     kind.checkpoint_changed(seq=500)
@@ -258,9 +258,9 @@ def test_a_checkpoint_mints_no_numbers_row_15(kind: Kind, runtime: logmark.Runti
     assert kind.view() == fold(session)
 
 
-def test_a_replay_gives_the_same_bytes_twice_row_23(kind: Kind, runtime: logmark.Runtime) -> None:
+def test_a_replay_gives_the_same_bytes_twice_row_23(kind: Kind, every_runtime: logmark.Runtime) -> None:
     """Row 23: replayed twice, the view is the same, byte for byte."""
-    session = runtime.session("s")
+    session = every_runtime.session("s")
     session.append_many([("x", n) for n in range(30)])
     with kind.make(session) as projection:
         projection.catch_up()
@@ -317,9 +317,11 @@ def test_in_memory_it_is_the_object_itself(memory: logmark.Runtime) -> None:
 # -- a step that fails -----------------------------------------------------------------------------------------------
 
 
-def test_a_failed_step_is_not_skipped_later_row_26(kind: Kind, runtime: logmark.Runtime, logs: CapturedLogs) -> None:
+def test_a_failed_step_is_not_skipped_later_row_26(
+    kind: Kind, every_runtime: logmark.Runtime, logs: CapturedLogs
+) -> None:
     """Row 26: event 4 fails and halts the projection; nothing goes in before it does, and then everything does."""
-    session = runtime.session("s")
+    session = every_runtime.session("s")
     session.append_many([("x", "a"), ("x", "b"), ("x", "c"), ("x", "poison"), ("x", "d")])
     with kind.make(session) as projection:
         with pytest.raises(ProjectionHalted) as caught:
@@ -347,7 +349,7 @@ def test_a_failed_step_is_not_skipped_later_row_26(kind: Kind, runtime: logmark.
         assert again.catch_up() == 6
         assert kind.view() == fold(session)
     assert session.append("x") == 7  # log and session are not concerned
-    assert runtime.store.halted("s") is None
+    assert every_runtime.store.halted("s") is None
     assert [event["seq"] for event in logs.named("projection_halted")] == [4]
 
 
