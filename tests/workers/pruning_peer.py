@@ -32,10 +32,11 @@ def append(store: EventStore, count: int) -> list[int]:
 
 
 def prune(store: EventStore, count: int) -> int:
-    first = 1
-    while (last_seq := store.last_seq(SESSION)) < count:
+    while True:
+        last_seq = store.last_seq(SESSION)
         first = store.truncate_before(SESSION, max(1, last_seq - KEPT))
-    return first
+        if last_seq >= count:
+            return first
 
 
 def read(store: EventStore, count: int) -> list[list[int]]:
