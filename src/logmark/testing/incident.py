@@ -29,7 +29,7 @@ from .. import AppendUncertain, Limits, SessionHalted, logs
 from .._runtime import Runtime
 from ..storage import FileEventStore, OsFiles
 
-__all__ = ["main", "play"]
+__all__ = ["ACTS", "main", "play", "play_act"]
 
 SESSION = "orders"
 _JOB = "night-shift"
@@ -136,6 +136,8 @@ def _third(directory: str, log: _Log) -> None:
 
 
 _ACTS: dict[str, Callable[[str, _Log], None]] = {"first": _first, "second": _second, "third": _third}
+ACTS = tuple(_ACTS)
+"""What the processes are called, in order."""
 
 
 def play(directory: str) -> str:
@@ -144,15 +146,24 @@ def play(directory: str) -> str:
     Raises:
         RuntimeError: a process did not end as it should.
     """
-    os.makedirs(directory, exist_ok=True)
-    for act in _ACTS:
-        command = [sys.executable, "-m", "logmark.testing.incident", directory]
-        done = subprocess.run([*command, "--act", act], check=False, timeout=_WAIT_S, capture_output=True, text=True)  # noqa: S603
-        due = -signal.SIGKILL if act == "first" else 0
-        if done.returncode != due:
-            message = f"the {act} process ended with {done.returncode} instead of {due}: {done.stderr}"
-            raise RuntimeError(message)
+    for act in ACTS:
+        play_act(directory, act)
     return os.path.join(directory, "run.log")
+
+
+def play_act(directory: str, act: str) -> None:
+    """Let one of the ``ACTS`` happen, after those before it.
+
+    Raises:
+        RuntimeError: the process did not end as it should.
+    """
+    os.makedirs(directory, exist_ok=True)
+    command = [sys.executable, "-m", "logmark.testing.incident", directory, "--act", act]
+    done = subprocess.run(command, check=False, timeout=_WAIT_S, capture_output=True, text=True)  # noqa: S603
+    due = -signal.SIGKILL if act == "first" else 0
+    if done.returncode != due:
+        message = f"the {act} process ended with {done.returncode} instead of {due}: {done.stderr}"
+        raise RuntimeError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
