@@ -143,8 +143,8 @@ def open(
     """Open a store and return its runtime.
 
     Args:
-        url: a directory (``"data"`` or ``"file:data"``), ``"sqlite:events.db"``, ``"postgresql://…"`` or ``"memory:"``;
-            ``docs/engines.md`` says which is for whom.
+        url: a directory (``"data"`` or ``"file:data"``), ``"sqlite:events.db"``, ``"postgresql://…"``, ``"nats://…"``
+            or ``"memory:"``; ``docs/engines.md`` says which is for whom.
         limits: every bound of the runtime.
         durability: ``"fsync"``: an append returns when its bytes are on the disk. ``"os"``: when they are in the
             operating system's page cache, which survives the process and not the machine.
