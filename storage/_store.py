@@ -303,6 +303,7 @@ class EventStore(abc.ABC):
             StorageUnavailable: the disk refused; the last one may still be there.
         """
 
+    @abc.abstractmethod
     def load_record(self, session_id: str, name: str) -> Record | None:
         """Return a record of a session, or None when there is none of that name.
 
@@ -310,8 +311,8 @@ class EventStore(abc.ABC):
             LogCorrupt: it is there and cannot be trusted.
             SessionDeleted: the session was deleted, and its records with it.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def save_record(self, session_id: str, name: str, data: bytes | None, *, version: int) -> int:
         """Replace a record, durably, unless somebody else has done so since it was loaded.
 
@@ -333,12 +334,12 @@ class EventStore(abc.ABC):
             LockTimeout: it could not be saved; the last one is still there.
             StorageUnavailable: the disk or the server refused; saved or not, the next load tells.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def records(self, session_id: str) -> dict[str, Record]:
         """Return all records of a session by name, in the order of their names; raises as ``load_record`` does."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def truncate_before(self, session_id: str, seq: int) -> int:
         """Remove the events below a number, durably, and return the first number that is available from now on.
 
@@ -355,8 +356,8 @@ class EventStore(abc.ABC):
             SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: nothing was removed.
             StorageUnavailable: the disk refused; done or not, the next call settles it.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def seal(self, session_id: str) -> int:
         """Refuse further events for good, durably, and return ``last_seq``; a second call changes nothing.
 
@@ -368,8 +369,8 @@ class EventStore(abc.ABC):
             SessionHalted, SessionDeleted, LogCorrupt, SchemaMismatch, LockTimeout: it is not sealed.
             StorageUnavailable: the disk refused; done or not, the next call settles it.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def delete(self, session_id: str) -> None:
         """Remove a session with all that is kept of it, halted or damaged or not; a second call changes nothing.
 
@@ -382,7 +383,6 @@ class EventStore(abc.ABC):
             LockTimeout: somebody is writing; nothing was removed.
             StorageUnavailable: the disk refused; done or not, the next call settles it.
         """
-        raise NotImplementedError
 
     @abc.abstractmethod
     def sessions(self) -> Iterator[str]:

@@ -12,12 +12,8 @@ from logmark.storage import EventStore, open_store
 from logmark.testing import FaultyProxy, NatsServer
 from logmark.testing.conformance import (
     EventStoreConformance,
-    LifetimeConformance,
     ProcessConformance,
-    RecordConformance,
     SharedStoreConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
     UncertainConformance,
 )
 
@@ -27,10 +23,6 @@ _numbers = itertools.count(1)
 class TestNatsEngine(
     EventStoreConformance,
     SharedStoreConformance,
-    LifetimeConformance,
-    RecordConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
 ):
     @pytest.fixture(autouse=True)
     def _place(self, nats_server: NatsServer) -> None:

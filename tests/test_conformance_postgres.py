@@ -13,12 +13,8 @@ from logmark.storage import EventStore, open_store
 from logmark.testing import FaultyProxy, PostgresServer
 from logmark.testing.conformance import (
     EventStoreConformance,
-    LifetimeConformance,
     ProcessConformance,
-    RecordConformance,
     SharedStoreConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
     UncertainConformance,
 )
 
@@ -28,10 +24,6 @@ _numbers = itertools.count(1)
 class TestPostgresEngine(
     EventStoreConformance,
     SharedStoreConformance,
-    LifetimeConformance,
-    RecordConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
 ):
     limits = Limits()
 

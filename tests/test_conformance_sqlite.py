@@ -14,12 +14,8 @@ from logmark.storage import EventStore, open_store
 from logmark.storage._sqlite_db import CommitUncertain, Database
 from logmark.testing.conformance import (
     EventStoreConformance,
-    LifetimeConformance,
     ProcessConformance,
-    RecordConformance,
     SharedStoreConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
     UncertainConformance,
 )
 
@@ -27,10 +23,6 @@ from logmark.testing.conformance import (
 class TestSqliteEngine(
     EventStoreConformance,
     SharedStoreConformance,
-    LifetimeConformance,
-    RecordConformance,
-    TwoStoresLifetimeConformance,
-    TwoStoresRecordConformance,
 ):
     limits = Limits()
     durability = "fsync"

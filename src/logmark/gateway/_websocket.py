@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import socket
-import threading
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._accepting import LOOPBACK_NAMES, NOT_TRACED, Acceptor, host_name, is_loopback, listen
 from ..protocol import InvalidArgument, MissingExtra, StorageUnavailable
 from ._link import TransportGone
 from ._pages import Pages
 
 try:
     from websockets.exceptions import ConnectionClosed, WebSocketException
-    from websockets.sync.server import Server, ServerConnection, serve
+    from websockets.sync.server import ServerConnection, serve
     from websockets.typing import Origin
 except ImportError as error:
     raise MissingExtra(engine="gateway", extra="gateway") from error
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["WebSocketListener", "check_host"]
 
 PATH = "/arcp"
-_NOT_TRACED = logging.getLogger("logmark.websockets")
-_NOT_TRACED.setLevel(logging.CRITICAL)  # what it would tell (headers, peers' faults) is in logmark's own events
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _BACKLOG = 1024
 
 
@@ -49,10 +45,7 @@ def check_host(host: str, *, allow_remote: bool) -> None:
     Raises:
         InvalidArgument: it is not a loopback address.
     """
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost" and not allow_remote:
+    if not allow_remote and not is_loopback(host):
         message = f"host {host!r} can be reached from elsewhere; pass allow_remote=True if that is meant, and ssl="
         raise InvalidArgument(message)
 
@@ -102,23 +95,20 @@ class WebSocketListener:
         self._hub = hub
         self._pages = pages
         limits = hub.limits
-        self._slots = threading.BoundedSemaphore(limits.connections_max)
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+            # What the system holds for a slow reader stands before a pong.
+            listener = listen(host, port, backlog=_BACKLOG, send_buffer_bytes=limits.send_buffer_bytes)
         except OSError as error:
             reason = f"cannot listen on {host} port {port}: {error.strerror or error}"
             raise StorageUnavailable(store=hub.runtime.store.url, reason=reason, errno=error.errno) from error
-        # Inherited by every accepted socket. What the system holds for a slow reader stands before a pong.
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer_bytes)
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.port: int = self._listener.getsockname()[1]
-        self._hosts = {name.lower() for name in hosts} | {host.lower()} | _LOOPBACK_NAMES
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited by every accepted socket
+        self.port: int = listener.getsockname()[1]
+        self._hosts = {name.lower() for name in hosts} | {host.lower()} | LOOPBACK_NAMES
         name = f"[{host}]" if ":" in host else host
         self.url = f"{'ws' if tls is None else 'wss'}://{name}:{self.port}{PATH}"
-        self._server: Server = serve(
+        server = serve(
             self._serve_one,
-            sock=self._listener,
+            sock=listener,
             ssl=tls,
             origins=[None, *map(Origin, origins)],
             compression=None,
@@ -129,49 +119,23 @@ class WebSocketListener:
             close_timeout=2,
             max_size=limits.frame_bytes_max,
             max_queue=16,
-            logger=_NOT_TRACED,
+            logger=NOT_TRACED,
         )
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._accept, name="arcp-listener", daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        """Accept until closed. The server's own loop starts threads without bound, which outlive the program."""
-        while not self._closing.is_set():
-            try:
-                sock, address = self._server.socket.accept()
-            except OSError as error:
-                if self._closing.is_set():
-                    return
-                self._hub.log.warning("arcp_accept_failed", error=type(error).__name__, errno=error.errno)
-                self._closing.wait(0.1)  # out of descriptors, say: try again when some connection has ended
-                continue
-            if not self._slots.acquire(blocking=False):
-                self._hub.log.warning("arcp_connection_refused", connections=self._hub.limits.connections_max)
-                sock.close()
-                continue
-            thread = threading.Thread(
-                target=self._run, args=(sock, address), name=f"arcp-reader-{address[1]}", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:  # no thread for it
-                self._hub.log.warning("arcp_connection_refused", connections=threading.active_count())
-                sock.close()
-                self._slots.release()
-
-    def _run(self, sock: socket.socket, address: Any) -> None:
-        try:
-            self._server.handler(sock, address)
-        finally:
-            self._slots.release()
+        self._acceptor = Acceptor(
+            server,
+            listener,
+            name="arcp",
+            connections_max=limits.connections_max,
+            failed=lambda error: hub.log.warning("arcp_accept_failed", error=type(error).__name__, errno=error.errno),
+            refused=lambda connections: hub.log.warning("arcp_connection_refused", connections=connections),
+        )
 
     def _check_request(self, connection: ServerConnection, request: Request) -> Response | None:
         path = request.path.partition("?")[0]
         is_page = self._pages.has(path)
         if path != PATH and not is_page:
             return connection.respond(HTTPStatus.NOT_FOUND, "there is nothing here\n")
-        hosts = [_host_name(header) for header in request.headers.get_all("Host")]
+        hosts = [host_name(header) for header in request.headers.get_all("Host")]
         if len(hosts) != 1 or not (hosts[0] in self._hosts or (is_page and _is_address(hosts[0]))):
             self._hub.log.warning("arcp_handshake_refused", reason="host")
             return connection.respond(HTTPStatus.FORBIDDEN, "this server has another name\n")
@@ -200,27 +164,11 @@ class WebSocketListener:
 
     def close(self) -> None:
         """Accept nothing more. Connections stay."""
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._server.socket.close()
-        self._thread.join()
-        # Made for the server's own loop, which is not used here, and closed by nobody else.
-        for name in ("shutdown_watcher", "shutdown_notifier"):
-            end = getattr(self._server, name, None)
-            if isinstance(end, socket.socket):
-                end.close()
+        self._acceptor.close()
 
 
 def _as_bytes(data: str | bytes) -> bytes:
     return data.encode() if isinstance(data, str) else data
-
-
-def _host_name(header: str) -> str:
-    """Return the name in a ``Host`` header, without its port and brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
 
 
 def _is_address(host: str) -> bool:

@@ -8,20 +8,17 @@ has served under that name; and nothing is told before a token.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import logging
-import socket
-import threading
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .._accepting import LOOPBACK_NAMES, NOT_TRACED, Acceptor, host_name, is_loopback, listen
 from ..protocol import InvalidArgument, MissingExtra, StorageUnavailable
 from ._assets import page
 
 try:
     from websockets.exceptions import WebSocketException
-    from websockets.sync.server import Server, ServerConnection, serve
+    from websockets.sync.server import ServerConnection, serve
 except ImportError as error:
     raise MissingExtra(engine="live page", extra="gateway") from error
 
@@ -38,9 +35,6 @@ SOCKET_PATH = "/live"
 CONNECTIONS_MAX = 64
 HANDSHAKE_WAIT_S = 10.0
 _SEND_BUFFER_BYTES = 256 * 1024
-_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-_NOT_TRACED = logging.getLogger("logmark.websockets")
-_NOT_TRACED.setLevel(logging.CRITICAL)  # what it would tell (headers, peers' faults) is in logmark's own events
 
 
 def check_loopback(host: str) -> None:
@@ -49,19 +43,9 @@ def check_loopback(host: str) -> None:
     Raises:
         InvalidArgument: it is not a loopback address.
     """
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host != "localhost":
+    if not is_loopback(host):
         message = f"host {host!r} can be reached from elsewhere; serve the page on 127.0.0.1 and use a tunnel"
         raise InvalidArgument(message)
-
-
-def _host_name(header: str) -> str:
-    """Return the name in a ``Host`` header, without its port and brackets."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0].lower()
-    return header.partition(":")[0].lower()
 
 
 class PageListener:
@@ -73,20 +57,17 @@ class PageListener:
 
     def __init__(self, hall: Hall, *, host: str, port: int, hosts: Sequence[str]) -> None:
         self._hall = hall
-        self._slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
         try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._listener = socket.create_server((host, port), family=family)
+            listener = listen(host, port, send_buffer_bytes=_SEND_BUFFER_BYTES)
         except OSError as error:
             reason = f"cannot listen on {host} port {port}: {error.strerror or error}"
             raise StorageUnavailable(store=hall.runtime.store.url, reason=reason, errno=error.errno) from error
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        self.port: int = self._listener.getsockname()[1]
-        self._hosts = {name.lower() for name in hosts} | {host.lower()} | _LOOPBACK_NAMES
+        self.port: int = listener.getsockname()[1]
+        self._hosts = {name.lower() for name in hosts} | {host.lower()} | LOOPBACK_NAMES
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
-        self._server: Server = serve(
+        server = serve(
             self._serve_one,
-            sock=self._listener,
+            sock=listener,
             compression=None,
             process_request=self._answer,
             server_header=None,
@@ -96,46 +77,20 @@ class PageListener:
             close_timeout=2,
             max_size=FRAME_BYTES_MAX,
             max_queue=16,
-            logger=_NOT_TRACED,
+            logger=NOT_TRACED,
         )
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._accept, name="page-listener", daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        """Accept until closed. The server's own loop starts threads without bound, which outlive the program."""
-        while not self._closing.is_set():
-            try:
-                sock, address = self._server.socket.accept()
-            except OSError as error:
-                if self._closing.is_set():
-                    return
-                self._hall.log.warning("page_accept_failed", error=type(error).__name__, errno=error.errno)
-                self._closing.wait(0.1)  # out of descriptors, say: try again when some connection has ended
-                continue
-            if not self._slots.acquire(blocking=False):
-                self._hall.log.warning("page_connection_refused", connections=CONNECTIONS_MAX)
-                sock.close()
-                continue
-            thread = threading.Thread(
-                target=self._run, args=(sock, address), name=f"page-reader-{address[1]}", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:  # no thread for it
-                self._hall.log.warning("page_connection_refused", connections=threading.active_count())
-                sock.close()
-                self._slots.release()
-
-    def _run(self, sock: socket.socket, address: Any) -> None:
-        try:
-            self._server.handler(sock, address)
-        finally:
-            self._slots.release()
+        self._acceptor = Acceptor(
+            server,
+            listener,
+            name="page",
+            connections_max=CONNECTIONS_MAX,
+            failed=lambda error: hall.log.warning("page_accept_failed", error=type(error).__name__, errno=error.errno),
+            refused=lambda connections: hall.log.warning("page_connection_refused", connections=connections),
+        )
 
     def _answer(self, connection: ServerConnection, request: Request) -> Response | None:
         hosts = request.headers.get_all("Host")
-        if len(hosts) != 1 or _host_name(hosts[0]) not in self._hosts:
+        if len(hosts) != 1 or host_name(hosts[0]) not in self._hosts:
             self._hall.log.warning("page_handshake_refused", reason="host")
             return self._plain(connection, HTTPStatus.FORBIDDEN, "this server has another name\n")
         path = request.path.partition("?")[0]
@@ -176,13 +131,4 @@ class PageListener:
 
     def close(self) -> None:
         """Accept nothing more. Connections stay."""
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._server.socket.close()
-        self._thread.join()
-        # Made for the server's own loop, which is not used here, and closed by nobody else.
-        for name in ("shutdown_watcher", "shutdown_notifier"):
-            end = getattr(self._server, name, None)
-            if isinstance(end, socket.socket):
-                end.close()
+        self._acceptor.close()

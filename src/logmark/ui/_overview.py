@@ -142,6 +142,6 @@ class Overview:
         """Return how far the furthest reader is behind, of those followed here and of the cursors; None without any."""
         lags = [] if lag is None else [lag]
         if len(self._rows) <= _CURSORS_OF_SESSIONS_MAX:
-            with contextlib.suppress(LogmarkError, NotImplementedError):  # what is wrong is told beside it
+            with contextlib.suppress(LogmarkError):  # what is wrong is told beside it
                 lags += [mark.lag for mark in cursor_marks(self._runtime.store, info.session_id)]
         return max(lags, default=None)

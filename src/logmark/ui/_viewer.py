@@ -94,7 +94,7 @@ def _readers(runtime: Runtime, session_id: str, seq: int) -> Frame:
     """Return how many subscribers of this process have taken an event or are still before it, and all cursors."""
     taken = [each.next_seq > seq for each in runtime.subscriptions() if each.session_id == session_id]
     cursors: list[tuple[str, int]] = []
-    with contextlib.suppress(LogmarkError, NotImplementedError):  # then nothing is known of them
+    with contextlib.suppress(LogmarkError):  # then nothing is known of them
         cursors = [(printable(mark.name), mark.position) for mark in cursor_marks(runtime.store, session_id)]
     return {"taken": sum(taken), "before": len(taken) - sum(taken), "cursors": cursors[:_CURSORS_MAX]}
 
