@@ -12,10 +12,11 @@ from ._dispatch import Dispatcher, Mailbox, ThreadDispatcher, Turns, refuse_in_t
 from ._gate import Gate
 from ._instrumentation import AppendSpan, Instrumentation, Instruments, Notice, PersistedBatch
 from ._job import JobActor
+from ._linger import Linger, RateLinger
 from ._persist import PersistActor, WriterPool
 from ._rows import RowActor, RowIndex
-from ._seams import BlockingReads, ThreadBlockingReads, ThreadTimers, Timers
-from ._session import SessionActor, SessionChildren
+from ._seams import BlockingReads, SessionChildren, ThreadBlockingReads, ThreadTimers, Timers
+from ._session import SessionActor
 from ._system import ActorSystem, Seams, ThreadSeams
 from ._watch import WatchActor
 from ._watermark import Watermark
@@ -34,11 +35,13 @@ __all__ = [
     "Instrumentation",
     "Instruments",
     "JobActor",
+    "Linger",
     "LogmarkActor",
     "Mailbox",
     "Notice",
     "PersistActor",
     "PersistedBatch",
+    "RateLinger",
     "RowActor",
     "RowIndex",
     "Seams",

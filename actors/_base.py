@@ -102,7 +102,7 @@ class LogmarkActor(Actor):
         if self._ended:
             self._bury(inbox.take())
             return inbox.finish_turn(quiet=False)
-        return inbox.finish_turn(quiet=self.is_quiet())
+        return inbox.finish_turn(quiet=self.is_quiet(), due=self.is_due())
 
     def _handle_all(self, waiting: list[Envelope[Any]]) -> bool:
         """Handle messages in order; False when a pause ended the turn."""
@@ -199,6 +199,10 @@ class LogmarkActor(Actor):
 
     def is_quiet(self) -> bool:
         """Say whether the next turn comes by itself, so that appends need not call for one; asked after a turn."""
+        return False
+
+    def is_due(self) -> bool:
+        """Say whether another turn is due whatever comes; asked after a turn."""
         return False
 
     def on_drained(self) -> None:

@@ -113,7 +113,7 @@ class Mailbox:
     wait without calling for one.
     """
 
-    __slots__ = ("_dispatcher", "_mutex", "_owner", "_paused", "_quiet", "_scheduled", "_waiting")
+    __slots__ = ("_bell", "_dispatcher", "_mutex", "_owner", "_paused", "_quiet", "_scheduled", "_waiting", "_wanted")
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
@@ -121,6 +121,8 @@ class Mailbox:
         self._scheduled = True  # until the actor is started, nobody may give it a turn
         self._paused = False
         self._quiet = False
+        self._bell: threading.Lock | None = None
+        self._wanted = 0
         self._owner: Turns | None = None
         self._dispatcher: Dispatcher | None = None
 
@@ -135,6 +137,8 @@ class Mailbox:
         with self._mutex:
             self._waiting.append(envelope)
             if self._scheduled:
+                if self._bell is not None:
+                    self._count(envelope)
                 return
             if self._paused:
                 if not isinstance(envelope.message, Resume | _ActorStop):
@@ -161,6 +165,28 @@ class Mailbox:
             waiting, self._waiting = self._waiting, []
             return waiting
 
+    def wait(self, messages: int, timeout_s: float) -> None:
+        """Have who gives the turn that is due wait until so many messages are there, or the time is over.
+
+        Only appends and control envelopes are waited for: anything else ends the wait at once.
+        """
+        with self._mutex:
+            wanted = messages - len(self._waiting)
+            if wanted > 0 and all(envelope.message.__class__ in _MAY_WAIT for envelope in self._waiting):
+                self._bell, self._wanted = threading.Lock(), wanted
+                self._bell.acquire()
+            bell = self._bell
+        if bell is not None:
+            bell.acquire(timeout=timeout_s)
+            with self._mutex:
+                self._bell = None
+
+    def _count(self, envelope: Envelope[Any]) -> None:
+        self._wanted -= 1
+        if self._bell is not None and (self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT):
+            self._bell.release()
+            self._bell = None
+
     def pause(self, unread: list[Envelope[Any]]) -> None:
         """End a turn early, with what it has not handled; no turn is due until ``Resume`` or a stop comes.
 
@@ -174,10 +200,13 @@ class Mailbox:
         if stopping and self._dispatcher is not None and self._owner is not None:
             self._dispatcher.schedule(self._owner)
 
-    def finish_turn(self, *, quiet: bool) -> bool:
-        """End a turn; True when messages came meanwhile that call for another."""
+    def finish_turn(self, *, quiet: bool, due: bool = False) -> bool:
+        """End a turn; True when another is ``due``, or called for by messages that came meanwhile."""
         with self._mutex:
             self._quiet = quiet
+            if due:
+                self._scheduled = True
+                return True
             if self._waiting:
                 self._scheduled = not quiet or any(
                     envelope.message.__class__ not in _MAY_WAIT for envelope in self._waiting

@@ -14,7 +14,7 @@ from pykka import ActorDeadError, ActorRef
 from ..protocol import Clock
 from ..storage import get_logger
 
-__all__ = ["BlockingReads", "ThreadBlockingReads", "ThreadTimers", "Timers"]
+__all__ = ["BlockingReads", "SessionChildren", "ThreadBlockingReads", "ThreadTimers", "Timers"]
 
 _log = get_logger()
 
@@ -32,6 +32,22 @@ class BlockingReads(Protocol):
 
     def submit(self, work: Callable[[], None]) -> None:
         """Run ``work`` soon, in some other turn or thread; RuntimeError when there is no thread for it."""
+        ...
+
+
+class SessionChildren(Protocol):
+    """Starts the actors behind a SessionActor, each when it is first needed."""
+
+    def start_broadcast(self) -> ActorRef[Any]:
+        """Start the session's BroadcastActor."""
+        ...
+
+    def start_jobs(self) -> ActorRef[Any]:
+        """Start the session's JobActor."""
+        ...
+
+    def start_rows(self) -> ActorRef[Any]:
+        """Start the session's RowActor."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from pykka import ActorDeadError, ActorRef
 
@@ -26,8 +26,9 @@ from ._base import LogmarkActor
 from ._dispatch import Dispatcher
 from ._gate import Gate
 from ._instrumentation import Instruments
+from ._linger import Linger
 from ._measure import persisted_batch
-from ._seams import Timers
+from ._seams import SessionChildren, Timers
 from ._watermark import Watermark
 from .messages import (
     Append,
@@ -45,25 +46,9 @@ from .messages import (
     Unsubscribe,
 )
 
-__all__ = ["SessionActor", "SessionChildren"]
+__all__ = ["SessionActor"]
 
 _CHECK_WRITER_S = 0.25
-
-
-class SessionChildren(Protocol):
-    """Starts the actors behind a SessionActor, each when it is first needed."""
-
-    def start_broadcast(self) -> ActorRef[Any]:
-        """Start the session's BroadcastActor."""
-        ...
-
-    def start_jobs(self) -> ActorRef[Any]:
-        """Start the session's JobActor."""
-        ...
-
-    def start_rows(self) -> ActorRef[Any]:
-        """Start the session's RowActor."""
-        ...
 
 
 @dataclasses.dataclass(slots=True)
@@ -93,6 +78,7 @@ class SessionActor(LogmarkActor):
         gate: gets its places back as appends are answered.
         watermark: rises as numbers become durable.
         instruments: are told of each commit.
+        new_linger: returns what waits for callers before a commit; None: nothing does.
     """
 
     # With all of its attributes in a dict, more than Python shares the keys of, an idle session would take 1.2 kB more.
@@ -107,6 +93,8 @@ class SessionActor(LogmarkActor):
         "_instruments",
         "_jobs",
         "_limits",
+        "_linger",
+        "_new_linger",
         "_refusal",
         "_rows",
         "_rows_apart",
@@ -134,6 +122,7 @@ class SessionActor(LogmarkActor):
         clock: Clock,
         log: Logger,
         instruments: Instruments | None = None,
+        new_linger: Callable[[], Linger] | None = None,
     ) -> None:
         super().__init__(
             dispatcher=dispatcher,
@@ -162,6 +151,8 @@ class SessionActor(LogmarkActor):
         self._halt_recorder: ActorRef[Any] | None = None
         self._unrecorded: HaltSession | None = None
         self._instruments = instruments
+        self._new_linger = new_linger
+        self._linger: Linger | None = None  # from the first batch of several on
 
     @property
     def last_seq(self) -> int:
@@ -188,8 +179,21 @@ class SessionActor(LogmarkActor):
             case _:
                 super().on_receive(message)
 
+    def take_turn(self) -> bool:
+        """As any actor; first, callers that are on their way may be waited for."""
+        linger = self._linger
+        if linger is not None and linger.is_due:
+            linger.wait(self.actor_inbox)
+        return super().take_turn()
+
+    def is_due(self) -> bool:
+        """After a plan to wait for callers, what waits has not been handed over yet."""
+        return self._linger is not None and self._linger.is_due
+
     def on_drained(self) -> None:
-        """Hand the next batch to the writer, unless it still has the last one."""
+        """Hand the next batch to the writer, unless it still has the last one, or callers are to be waited for."""
+        if self.is_due():
+            return
         while self._waiting and self._in_flight is None:
             self._hand_over()
 
@@ -350,7 +354,17 @@ class SessionActor(LogmarkActor):
                 persisted_batch(self.session_id, in_flight.appends, message, self._clock.time_ns())
             )
         # The callers come last, so that what an append's caller asks next finds the append everywhere.
+        if in_flight.succeeded:
+            self._plan_linger(len(in_flight.appends), message.commit_s)
         self._finish(None)
+
+    def _plan_linger(self, answered: int, commit_s: float) -> None:
+        linger = self._linger
+        if linger is None:
+            if self._new_linger is None or answered + len(self._waiting) == 1:
+                return
+            linger = self._linger = self._new_linger()
+        linger.plan(answered=answered, waiting=len(self._waiting), commit_s=commit_s)
 
     def _is_followed(self, in_flight: _InFlight) -> bool:
         """Say whether anybody behind this actor has to see the batch itself, and not only how far the log goes."""
@@ -390,7 +404,9 @@ class SessionActor(LogmarkActor):
             answers = (error or AppendUncertain(session_id=self.session_id, reason="no answer"),) * len(appends)
         # With a next batch at hand, its way to the disk comes first: these callers can run while the disk works on it.
         # Not so after a failure: who hears of one may take back what waits, so that nothing is stored behind it.
-        if not (in_flight.succeeded and self._waiting and put_off(lambda: self._settle_all(appends, answers))):
+        # Nor when they are to be in it.
+        puts_off = in_flight.succeeded and self._waiting and not self.is_due()
+        if not (puts_off and put_off(lambda: self._settle_all(appends, answers))):
             self._settle_all(appends, answers)
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.
@@ -514,6 +530,7 @@ class SessionActor(LogmarkActor):
                 AppendUncertain(session_id=self.session_id, reason=reason, first_event_id=first_id, halted=False)
             )
         self._reject_waiting(RuntimeClosed())
+        self._linger = None
         self.on_drained()  # the control envelopes that are left
         self._stop_children()
 

@@ -16,6 +16,7 @@ from ._dispatch import Dispatcher, ThreadDispatcher
 from ._gate import Gate
 from ._instrumentation import Instruments
 from ._job import JobActor
+from ._linger import Linger, RateLinger
 from ._persist import PersistActor, WriterPool
 from ._rows import RowActor
 from ._seams import BlockingReads, ThreadBlockingReads, ThreadTimers, Timers
@@ -37,6 +38,7 @@ class Seams:
         timers: sends messages later.
         reads: runs what may block on behalf of actors that must not.
         random_bits: returns so many random bits, for event ids.
+        new_linger: returns what waits for a session's callers before a commit.
     """
 
     clock: Clock
@@ -45,6 +47,7 @@ class Seams:
     timers: Timers
     reads: BlockingReads
     random_bits: Callable[[int], int]
+    new_linger: Callable[[], Linger]
 
 
 class ThreadSeams:
@@ -63,6 +66,7 @@ class ThreadSeams:
             timers=self._timers,
             reads=self._reads,
             random_bits=random.Random().getrandbits,  # noqa: S311 - seeded by the system; ids are unique, not secret
+            new_linger=lambda: RateLinger(self._clock),
         )
 
     def _writer_dispatcher(self, number: int) -> Dispatcher:
@@ -116,6 +120,7 @@ class ActorSystem:
             clock=self._seams.clock,
             log=self._log,
             instruments=self._instruments,
+            new_linger=self._seams.new_linger,
         )
 
     @property

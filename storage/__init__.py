@@ -8,7 +8,7 @@ from ._files import Files, FileStat, OsFiles, replace_file, write_all
 from ._logging import Logger, LogSink, LogTap, add_sink, get_logger, remove_sink
 from ._memory import MemoryEventStore
 from ._open import local_path, open_store
-from ._patience import WouldWait, catch_up, may_put_off, put_off, set_patience
+from ._patience import WouldWait, catch_up, may_put_off, put_off, puts_off, set_patience
 from ._plan import event_checksum
 from ._store import (
     Appended,
@@ -52,6 +52,7 @@ __all__ = [
     "may_put_off",
     "open_store",
     "put_off",
+    "puts_off",
     "remove_sink",
     "replace_file",
     "rfc3339",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-__all__ = ["WouldWait", "catch_up", "may_put_off", "may_wait", "put_off", "set_patience"]
+__all__ = ["WouldWait", "catch_up", "may_put_off", "may_wait", "put_off", "puts_off", "set_patience"]
 
 
 class WouldWait(Exception):
@@ -40,6 +40,11 @@ def set_patience(*, may_wait: bool) -> None:
 def may_put_off() -> None:
     """From now on, this thread may put work off; whoever gives it work sees to it that it catches up."""
     _thread.put_off = []
+
+
+def puts_off() -> bool:
+    """Say whether the current thread is a writer's, which may put work off."""
+    return _thread.put_off is not None
 
 
 def put_off(work: Callable[[], None]) -> bool:

@@ -11,6 +11,42 @@ SUBSCRIPTION = "src/logmark/_subscription.py"
 
 
 OF_RUNTIME = (
+    # -- waiting for callers before a commit -------------------------------------------------------------------------
+    Safeguard(
+        "callers that are waited for have their answers",
+        SESSION_ACTOR,
+        "in_flight.succeeded and self._waiting and not self.is_due()",
+        "in_flight.succeeded and self._waiting",
+        ("tests/test_actor_linger.py",),
+    ),
+    Safeguard(
+        "what waits is not handed over before the wait",
+        SESSION_ACTOR,
+        "        if self.is_due():\n            return\n",
+        "",
+        ("tests/test_actor_linger.py",),
+    ),
+    Safeguard(
+        "a stop does not wait for callers",
+        SESSION_ACTOR,
+        "        self._linger = None\n        self.on_drained()",
+        "        self.on_drained()",
+        ("tests/test_actor_linger.py",),
+    ),
+    Safeguard(
+        "a question ends the wait for callers",
+        "actors/_dispatch.py",
+        "(self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT)",
+        "self._wanted <= 0",
+        ("tests/test_actor_linger.py",),
+    ),
+    Safeguard(
+        "callers are waited for only where that answers more",
+        "actors/_linger.py",
+        "self._rates[True] > self._rates[False] * _GAIN_MIN",
+        "True",
+        ("tests/test_actor_linger.py",),
+    ),
     # -- the end of a program, and forks -----------------------------------------------------------------------------
     Safeguard(
         "closing waits for what was accepted",

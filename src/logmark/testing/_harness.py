@@ -17,6 +17,7 @@ from ..actors import (
     Dispatcher,
     Gate,
     JobActor,
+    Linger,
     PersistActor,
     RowActor,
     SessionActor,
@@ -70,6 +71,7 @@ class ActorHarness:
         timers: what sends messages later.
         reads: where reads of the log are done.
         clock: what the time is read from.
+        new_linger: returns what waits for callers before a commit; nothing does by default.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class ActorHarness:
         timers: Timers | None = None,
         reads: BlockingReads | None = None,
         clock: Clock | None = None,
+        new_linger: Callable[[], Linger] | None = None,
     ) -> None:
         self.session_id = session_id
+        self._new_linger = new_linger
         self.limits = limits or Limits()
         self.types = types or EventTypes()
         self.clock: Clock = clock or (ManualClock() if stepped else SystemClock())
@@ -155,6 +159,7 @@ class ActorHarness:
             dispatcher=self.dispatcher,
             clock=self.clock,
             log=self._log,
+            new_linger=self._new_linger,
         )
 
     def _start_writer(self, answered: Callable[[ActorRef[Any]], None]) -> ActorRef[Any]:

@@ -10,12 +10,31 @@ from typing import Any
 
 from pykka import ActorDeadError, ActorRef
 
-from ..actors import Seams, Turns
+from ..actors import Mailbox, Seams, Turns
 from ._clock import ManualClock
 
 __all__ = ["SimScheduler"]
 
+_LINGERS = 0.5
 _TURNS_MAX = 200_000
+
+
+class _SimLinger:
+    """Has the next batch handed over a turn later, every other time: chance decides what happens until then."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self.is_due = False
+
+    def plan(self, *, answered: int, waiting: int, commit_s: float) -> None:
+        """See ``Linger.plan``."""
+        del answered, waiting, commit_s
+        self.is_due = self._rng.random() < _LINGERS
+
+    def wait(self, inbox: Mailbox) -> None:
+        """See ``Linger.wait``: the time has passed."""
+        del inbox
+        self.is_due = False
 
 
 class SimScheduler:
@@ -34,6 +53,7 @@ class SimScheduler:
             timers=self,
             reads=self,
             random_bits=rng.getrandbits,
+            new_linger=lambda: _SimLinger(rng),
         )
 
     def schedule(self, actor: Turns) -> None:

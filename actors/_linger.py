@@ -1,0 +1,125 @@
+"""Waiting a little, before a commit, for the callers that the last one has just answered.
+
+Callers that wait for their answers settle into two cohorts: while the commit of the one runs, the other queues up, and
+each commit is half of what it could be. Where commits are dear, waiting for those who were just answered, and will be
+back, makes one cohort of two. The wait is short, a quarter of what the last commit took at most, and ends when they are
+all there. A lone caller never waits.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..protocol import Clock
+from ..storage import puts_off
+from ._dispatch import Mailbox
+
+__all__ = ["Linger", "RateLinger"]
+
+_PART = 0.25
+_S_MIN = 0.0001  # what a waiting thread's clock can tell
+_TRIAL = 48
+_HOLD = 768
+_GAIN_MIN = 1.1
+_GAP_MAX = 4.0
+
+
+class Linger(Protocol):
+    """Decides for one session whether to wait for callers, and waits.
+
+    Attributes:
+        is_due: whether the next turn begins with the wait.
+    """
+
+    is_due: bool
+
+    def plan(self, *, answered: int, waiting: int, commit_s: float) -> None:
+        """Decide, behind a commit of ``answered`` appends in ``commit_s`` seconds, while ``waiting`` more have come."""
+        ...
+
+    def wait(self, inbox: Mailbox) -> None:
+        """Wait as decided."""
+        ...
+
+
+class RateLinger:
+    """Waits in writers' threads, if that answers more appends in a second.
+
+    Whether it pays depends on the disk, on the callers and on the processor: where the callers need it for as long as
+    the disk works, two cohorts that take turns at both are better. So both ways are tried, by the appends that are
+    answered in a second; the better one stays for some time, and then the other one is tried again.
+
+    Args:
+        clock: what everything is measured by.
+    """
+
+    __slots__ = (
+        "_answered",
+        "_clock",
+        "_commit_s",
+        "_commits_left",
+        "_ended_s",
+        "_is_trial",
+        "_lingers",
+        "_rates",
+        "_trial_appends",
+        "_trial_s",
+        "is_due",
+    )
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._answered = 0
+        self._commit_s = 0.0
+        self._ended_s: float | None = None
+        self._lingers = False
+        self._is_trial = True
+        self._commits_left = 2 * _TRIAL
+        self._trial_appends = 0
+        self._trial_s = 0.0
+        self._rates: dict[bool, float] = {}
+        self.is_due = False
+
+    def plan(self, *, answered: int, waiting: int, commit_s: float) -> None:
+        """See ``Linger.plan``.
+
+        Where more wait than were answered, their callers do not wait for each answer: their batches fill by themselves.
+        """
+        if answered + waiting < 2 or not _may_wait(commit_s * _PART):  # noqa: PLR2004
+            self._ended_s = None
+            return
+        self._learn(answered, commit_s)
+        self._answered, self._commit_s = answered, commit_s
+        self.is_due = self._lingers and waiting <= answered
+
+    def _learn(self, answered: int, commit_s: float) -> None:
+        now, before = self._clock.monotonic(), self._ended_s
+        self._ended_s = now
+        if before is None or now - before > _GAP_MAX * commit_s:
+            return  # the callers were elsewhere
+        self._commits_left -= 1
+        if self._commits_left < _TRIAL:
+            self._trial_appends += answered
+            self._trial_s += now - before
+        if self._commits_left > 0:
+            return
+        self._rates[self._lingers] = self._trial_appends / self._trial_s
+        self._trial_appends, self._trial_s = 0, 0.0
+        if self._is_trial and len(self._rates) > 1:
+            self._lingers = self._rates[True] > self._rates[False] * _GAIN_MIN
+            self._is_trial, self._commits_left = False, _HOLD
+        else:
+            self._lingers = not self._lingers
+            self._is_trial, self._commits_left = True, _TRIAL
+
+    def wait(self, inbox: Mailbox) -> None:
+        """See ``Linger.wait``; a thread that must not wait goes on at once."""
+        self.is_due = False
+        part_s = self._commit_s * _PART
+        if _may_wait(part_s):
+            inbox.wait(self._answered, part_s)
+
+
+def _may_wait(seconds: float) -> bool:
+    """Say whether the current thread is a writer's, and can wait so long and no longer."""
+    return seconds >= _S_MIN and puts_off()
