@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +28,7 @@ pytest.importorskip("nats", reason="logmark[nats] is not installed")
 
 from logmark.storage._nats import NatsEventStore
 
+T = TypeVar("T")
 WORKER = Path(__file__).parent / "workers" / "server_peer.py"
 SESSION = "shared"
 SOON = 100.0
@@ -74,6 +75,17 @@ def result_of(process: subprocess.Popen[str], timeout: float = SOON) -> Any:
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0
     return json.loads(output.splitlines()[-1])
+
+
+def answered(ask: Callable[[], T], timeout: float = SOON) -> T:
+    """Return the answer to a question, asked again while the servers elect whom they follow."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return ask()
+        except StorageUnavailable:
+            if time.monotonic() > deadline:
+                raise
 
 
 def kill_another(cluster: NatsCluster, name: str) -> NatsServer:
@@ -141,12 +153,12 @@ def test_the_leader_is_killed_in_the_middle_of_appends_again_and_again(cluster: 
             thread.join(SOON)
             assert not thread.is_alive()
 
-        found = [(event.id, event.event_seq) for event in session.read()]
+        found = answered(lambda: [(event.id, event.event_seq) for event in session.read()])
         assert [seq for _, seq in found] == list(range(1, len(found) + 1))
         assert len({event_id for event_id, _ in found}) == len(found)
         assert sorted(found, key=lambda each: each[1] or 0) == sorted(acknowledged, key=lambda each: each[1])
-        assert runtime.store.verify(SESSION) == []
-        assert runtime.store.halted(SESSION) is None
+        assert answered(lambda: runtime.store.verify(SESSION)) == []
+        assert answered(lambda: runtime.store.halted(SESSION)) is None
 
 
 @pytest.mark.slow
@@ -181,9 +193,9 @@ def test_two_processes_append_while_a_third_follows(
     for writer in ("left", "right"):
         mine = [event_id for _, event_id in seen if event_id.startswith(writer)]
         assert mine == [f"{writer}-{number}" for number in range(COUNT)]
-    assert [(event.event_seq, event.id) for event in store.read(SESSION)] == seen
-    assert store.verify(SESSION) == []
-    assert store.halted(SESSION) is None
+    assert answered(lambda: [(event.event_seq, event.id) for event in store.read(SESSION)]) == seen
+    assert answered(lambda: store.verify(SESSION)) == []
+    assert answered(lambda: store.halted(SESSION)) is None
     store.close()
 
 
