@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pykka import Actor, ActorDeadError, ActorRegistry, Future, ThreadingFuture
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
@@ -36,7 +36,7 @@ class LogmarkActor(Actor):
     ``on_dead_letter``.
     """
 
-    travels: ClassVar[bool] = False
+    travels: bool = False
     """Whether any thread that may block may give it its turn; see ``_dispatch.py``."""
 
     actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride] - what _create_actor_inbox makes

@@ -15,6 +15,9 @@ from .messages import Committed, Observed, Subscribe, Subscriber, Unsubscribe
 __all__ = ["Batch", "BroadcastActor"]
 
 
+_TRAVELS_MAX = 32
+
+
 class Batch(tuple[RawEnvelope, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them
     """What is offered to the subscribers of a session: measured once, however many they are.
 
@@ -32,12 +35,11 @@ class Batch(tuple[RawEnvelope, ...]):  # noqa: SLOT001 - a tuple cannot have slo
     def __new__(cls, envelopes: Iterable[RawEnvelope]) -> Self:
         """Measure the envelopes, which are in order."""
         self = super().__new__(cls, envelopes)
-        numbers = [envelope.event_seq for envelope in self]
+        numbers, self.size_bytes = RawEnvelope.measure(self)
         self.controls = numbers.count(None)
         if self.controls:
             numbers = [number for number in numbers if number is not None]
         self.first_seq, self.last_seq = (numbers[0], numbers[-1]) if numbers else (None, None)
-        self.size_bytes = sum([len(envelope.payload_json) for envelope in self])
         return self
 
     def events(self) -> Batch:
@@ -68,8 +70,9 @@ class BroadcastActor(LogmarkActor):
             restart_window_s=limits.actor_restart_window_s,
             timers=timers,
         )
-        self._subscribers: list[Subscriber] = []
+        self._subscribers: tuple[Subscriber, ...] = ()
         self._last_seq = 0
+        self.travels = True
 
     def on_receive(self, message: Any) -> None:
         """Offer a batch, or change who gets them."""
@@ -79,17 +82,25 @@ class BroadcastActor(LogmarkActor):
                 self._offer(message)
             case Observed():
                 self._last_seq = max(self._last_seq, message.last_seq)
-                for subscriber in tuple(self._subscribers):
+                for subscriber in self._subscribers:
                     self._offer_one(subscriber, (), message.last_seq)
             case Subscribe():
-                self._subscribers.append(message.subscriber)
+                self._keep((*self._subscribers, message.subscriber))
             case Unsubscribe():
-                self._subscribers = [each for each in self._subscribers if each is not message.subscriber]
+                self._remove(message.subscriber)
             case _:
                 super().on_receive(message)
 
+    def _keep(self, subscribers: tuple[Subscriber, ...]) -> None:
+        self._subscribers = subscribers
+        # To offer a batch to a few costs a writer's thread less than to wake another thread for it.
+        self.travels = len(subscribers) <= _TRAVELS_MAX
+
+    def _remove(self, subscriber: Subscriber) -> None:
+        self._keep(tuple(each for each in self._subscribers if each is not subscriber))
+
     def _offer(self, message: Committed) -> None:
-        subscribers = tuple(self._subscribers)
+        subscribers = self._subscribers
         if not subscribers:
             return
         batch = Batch(message.envelopes)
@@ -109,7 +120,7 @@ class BroadcastActor(LogmarkActor):
         try:
             subscriber.offer(envelopes, last_seq)
         except BaseException as error:  # a SystemExit in a subscriber ends the subscriber, not the thread of the actors
-            self._subscribers = [each for each in self._subscribers if each is not subscriber]
+            self._remove(subscriber)
             self._log.error(
                 "subscriber_detached", subscriber=object.__repr__(subscriber), error=repr(error), exc_info=error
             )
@@ -121,20 +132,21 @@ class BroadcastActor(LogmarkActor):
             case Committed() | Observed():
                 self._last_seq = max(self._last_seq, message.last_seq)
             case Subscribe() if all(message.subscriber is not each for each in self._subscribers):
-                self._subscribers.append(message.subscriber)
+                self._keep((*self._subscribers, message.subscriber))
             case Unsubscribe():
-                self._subscribers = [each for each in self._subscribers if each is not message.subscriber]
+                self._remove(message.subscriber)
             case _:
                 pass
 
     def on_restarted(self, error: Exception) -> None:
         """Tell the subscribers how far the log goes: what they were not shown, they find by its number."""
-        for subscriber in tuple(self._subscribers):
+        for subscriber in self._subscribers:
             self._offer_one(subscriber, (), self._last_seq)
 
     def on_stop(self) -> None:
         """Tell the subscribers that nothing will come any more."""
-        subscribers, self._subscribers = self._subscribers, []
+        subscribers = self._subscribers
+        self._keep(())
         for subscriber in subscribers:
             self._end_one(subscriber)
 

@@ -28,6 +28,7 @@ _beneath = sys.modules.get("_signal", signal)
 _get_handler: Callable[[int], Any] = _beneath.getsignal
 _set_handler: Callable[[int, Any], Any] = _beneath.signal
 _SIGNALS = tuple(int(number) for number in sorted(signal.valid_signals()) if number != signal.SIGKILL)
+_SETTLED_TURNS_MAX = 4
 _last_handlers: tuple[list[Any], list[tuple[int, Any]]] = ([], [])
 
 
@@ -83,9 +84,17 @@ class CallerLane:
         self._held.append(number)
 
     def give_turns(self, is_settled: Callable[[], bool]) -> None:
-        """Give the turns that are due here until the caller has its answer, or had better wait for it."""
-        lane = self._lane
-        while lane and is_lane(lane) and not is_settled():
+        """Give the turns that are due here until the caller has its answer, or had better wait for it.
+
+        Those of actors that never block and that its own append made due, such as the BroadcastActor, are given even
+        then: to wake another thread for them takes longer.
+        """
+        lane, settled = self._lane, 0
+        while lane and is_lane(lane):
+            if is_settled():
+                settled += 1
+                if settled > _SETTLED_TURNS_MAX or lane[0][0].may_block:
+                    return
             due = lane.popleft()
             if due[1].take_turn():
                 lane.append(due)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
@@ -90,8 +90,10 @@ def refuse_in_turn(call: str) -> None:
 class Turns(Protocol):
     """What a dispatcher knows of an actor."""
 
-    travels: ClassVar[bool]
-    """Whether any thread that may block may give it its turn."""
+    @property
+    def travels(self) -> bool:
+        """Whether any thread that may block may give it its turn."""
+        ...
 
     def take_turn(self) -> bool:
         """Handle all that waits; True when more has come meanwhile and another turn is due."""
@@ -228,7 +230,8 @@ class ThreadDispatcher:
     def __init__(self, name: str, threads_max: int, *, may_block: bool = False) -> None:
         self._name = name
         self._threads_max = threads_max
-        self._may_block = may_block
+        self.may_block = may_block
+        """Whether turns given here may wait for a disk, a lock or a server."""
         self._ready: queue.SimpleQueue[Turns | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._mutex = threading.Lock()
@@ -268,7 +271,7 @@ class ThreadDispatcher:
     def _run(self) -> None:
         lane: deque[LaneItem] = deque()
         open_lane(lane)
-        if self._may_block:
+        if self.may_block:
             may_put_off()
         else:
             leave_thread()

@@ -43,6 +43,8 @@ class FoldActor(LogmarkActor, abc.ABC):
     not read from the start. What is kept decides nothing: without it, the log is read.
     """
 
+    travels = True
+
     snapshot_name: ClassVar[str]
     """What the fold is kept under."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..protocol import Clock
-from ..storage import puts_off
+from ..storage import catch_up, puts_off
 from ._dispatch import Mailbox
 
 __all__ = ["Linger", "RateLinger"]
@@ -117,6 +117,7 @@ class RateLinger:
         self.is_due = False
         part_s = self._commit_s * _PART
         if _may_wait(part_s):
+            catch_up()
             inbox.wait(self._answered, part_s)
 
 

@@ -385,10 +385,7 @@ class SessionActor(LogmarkActor):
                 continue
             answer = next(answers)
             if isinstance(answer, Appended) and answer.written:
-                session_id = self.session_id
-                envelopes += [
-                    event.stamped(session_id, seq) for seq, event in enumerate(item.request.events, answer.first_seq)
-                ]
+                envelopes += RawEnvelope.from_events(self.session_id, answer.first_seq, item.request.events)
         return tuple(envelopes)
 
     def _finish(self, error: AppendError | None) -> None:

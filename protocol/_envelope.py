@@ -143,6 +143,23 @@ class _Base:
         return self
 
     @classmethod
+    def from_events(
+        cls, session_id: str, first_seq: int, events: Iterable[tuple[str, str, str | None, bytes, bytes, bool]]
+    ) -> list[Self]:
+        """Make the envelopes of ``EncodedEvent``s with consecutive numbers; as ``from_stored`` for each of them."""
+        new = cls.__new__
+        made: list[Self] = []
+        for event_seq, (_, _, _, head, payload_json, _) in enumerate(events, first_seq):
+            self = new(cls)
+            self._session_id = session_id
+            self._event_seq = event_seq
+            self._stored = (head, payload_json)
+            self._fields = None
+            self._payload = _NotDecoded
+            made.append(self)
+        return made
+
+    @classmethod
     def from_runs(cls, session_id: str, runs: Iterable[tuple[int, list[bytes]]]) -> Generator[Self, None, None]:
         """Make the envelopes of verified rows; for engines.
 
@@ -438,6 +455,17 @@ class RawEnvelope(_Base):
     """An envelope whose payload stays as it was written: for forwarding, and for replay at full speed."""
 
     __slots__ = ()
+
+    @staticmethod
+    def measure(envelopes: Iterable[RawEnvelope]) -> tuple[list[int | None], int]:
+        """Return the numbers of envelopes, and the bytes of their payloads; for actors."""
+        numbers: list[int | None] = []
+        size = 0
+        for envelope in envelopes:
+            numbers.append(envelope._event_seq)  # noqa: SLF001 - one class
+            stored = envelope._stored  # noqa: SLF001
+            size += len(stored[1] if isinstance(stored, tuple) else envelope.payload_json)
+        return numbers, size
 
     @property
     def payload_json(self) -> bytes:

@@ -62,7 +62,8 @@ class Upcasters:
     """
 
     def __init__(self, upcasters: Mapping[tuple[str, int], Upcaster] | None = None) -> None:
-        self._types: dict[str, dict[int, Upcaster]] = {}
+        self.types: dict[str, dict[int, Upcaster]] = {}
+        """By event type and the version that they start from; empty: no payload is changed."""
         for key, upcaster in (upcasters or {}).items():
             try:
                 type_, from_version = key
@@ -79,22 +80,22 @@ class Upcasters:
         """
         _check_upcaster(type, upcaster)
         check_version("from_version", from_version)
-        known = self._types.get(type, {})
+        known = self.types.get(type, {})
         if from_version in known:
             message = f"there is an upcaster of {type!r} from version {from_version} already"
             raise InvalidArgument(message)
-        self._types[type] = {**known, from_version: upcaster}  # replaced whole: who reads has the old or the new one
+        self.types[type] = {**known, from_version: upcaster}  # replaced whole: who reads has the old or the new one
 
     def typed(self, envelope: Envelope) -> Envelope:
         """Return an event as the program wants to see it; nothing is decoded before it is looked at."""
-        steps = self._types.get(envelope.type) if self._types else None
+        steps = self.types.get(envelope.type) if self.types else None
         if steps is None or envelope.event_seq is None:
             return envelope
         return _Upcast.of(envelope, steps)
 
     def all_typed(self, envelopes: Iterator[Envelope]) -> Iterator[Envelope]:
         """Return events as the program wants to see them."""
-        return map(self.typed, envelopes) if self._types else envelopes
+        return map(self.typed, envelopes) if self.types else envelopes
 
 
 class _Upcast(Envelope):

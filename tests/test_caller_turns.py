@@ -16,6 +16,7 @@ import pytest
 
 import logmark
 from logmark import Limits, _session
+from logmark.actors import SessionActor, _caller
 from logmark.errors import StorageRejected, WouldDeadlock
 from logmark.protocol import AppendError
 from logmark.storage import BatchResult, FileEventStore, OsFiles, SessionBatch
@@ -92,6 +93,44 @@ def test_what_comes_meanwhile_is_the_next_batch_and_not_the_callers_work(store: 
         assert store.threads[1] == "MainThread"
         assert store.threads[2].startswith("logmark-persist")
         assert store.batches == [1, 1, 20]
+
+
+def test_a_lone_caller_tells_the_readers_too(store: SeenStore) -> None:
+    """To wake another thread for that would take longer."""
+    with logmark.Runtime(store) as runtime:
+        session = warmed_up(runtime)
+        tellers: list[str] = []
+        with session.subscribe(2) as subscription:
+            subscription.tell(lambda: tellers.append(threading.current_thread().name))
+            session.jobs()  # the subscriber has come to the BroadcastActor
+            tellers.clear()
+            assert session.append("x", job_id="job") == 2
+            assert tellers == ["MainThread"]
+            assert subscription.get(SOON).event_seq == 2
+            mark = session.job("job").mark
+            assert mark is not None
+            assert mark.last_seq == 2
+
+
+def test_a_caller_who_has_his_answer_is_not_kept_by_others(store: SeenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much comes for the actors meanwhile: four turns, and the rest goes to their own threads."""
+    turns: list[str] = []
+    take_turn = SessionActor.take_turn
+
+    def busy(self: SessionActor) -> bool:
+        turns.append(threading.current_thread().name)
+        take_turn(self)
+        return len(turns) < 100
+
+    with logmark.Runtime(store) as runtime:
+        session = warmed_up(runtime)
+        monkeypatch.setattr(SessionActor, "take_turn", busy)
+        assert session.append("x") == 2
+        eventually(lambda: len(turns) >= 100, SOON)
+        monkeypatch.undo()
+        mine = turns.count("MainThread")
+        assert mine <= 2 + _caller._SETTLED_TURNS_MAX
+        assert session.append("x") == 3
 
 
 def test_a_session_in_commit_answers_other_questions_meanwhile(store: SeenStore) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import structlog
@@ -60,7 +60,7 @@ def test_a_manual_clock_loses_no_time_to_a_race() -> None:
 class Steps:
     """Takes as many turns as it is told to."""
 
-    travels: ClassVar[bool] = False
+    travels: bool = False
 
     def __init__(self, name: str, turns: int, log: list[str]) -> None:
         self.name, self.turns, self.log = name, turns, log
@@ -91,7 +91,7 @@ def test_a_step_dispatcher_gives_one_turn_at_a_time_and_finds_an_endless_one() -
     nested: list[str] = []
 
     class Nesting:
-        travels: ClassVar[bool] = False
+        travels: bool = False
 
         def take_turn(self) -> bool:
             try:

@@ -10,6 +10,7 @@ from itertools import chain
 from types import TracebackType
 from typing import Self
 
+from ._bell import Bell
 from ._coalescing import coalesced
 from ._tracing import tell_delivered
 from .actors import Batch, Instruments
@@ -27,7 +28,7 @@ from .protocol import (
     Upcasters,
     WaitTimeout,
 )
-from .storage import EventStore, Logger
+from .storage import EventStore, Logger, put_off
 
 __all__ = ["LogNeeded", "Subscription", "check_timeout"]
 
@@ -98,9 +99,9 @@ class Subscription:
         self._upcasters = upcasters or Upcasters()
         self._next_seq = next_seq
         self._known_seq = next_seq - 1
-        self._changed = threading.Condition(threading.Lock())
+        self._mutex = threading.Lock()
+        self._bell = Bell(self._mutex)
         self._reading = threading.Lock()
-        self._waiting = 0
         self._queue: deque[tuple[int, Batch]] = deque()
         self._queued_events = 0
         self._queued_bytes = 0
@@ -129,7 +130,7 @@ class Subscription:
         batch = envelopes if isinstance(envelopes, Batch) else Batch(envelopes)
         if not self._control:
             batch = batch.events()
-        with self._changed:
+        with self._mutex:
             if self._closed:
                 return
             self._known_seq = max(self._known_seq, last_seq)
@@ -146,8 +147,10 @@ class Subscription:
                 else:
                     self.controls_dropped += batch.controls
                     self._overflow()
-            if self._waiting:
-                self._changed.notify_all()
+            ring = self._bell.take()
+        # A writer's thread has the reader woken when its next batch is on its way to the disk.
+        if ring is not None and not put_off(ring):
+            ring()
         self._tell_change()
 
     def _overflow(self) -> None:
@@ -163,18 +166,21 @@ class Subscription:
         Args:
             error: what ``get`` raises then, if not ``SubscriptionClosed``.
         """
-        with self._changed:
+        with self._mutex:
             self._ended = True
             self._end_error = self._end_error or error
-            self._changed.notify_all()
+            ring = self._bell.take()
+        if ring is not None:
+            ring()
         self._tell_change()
 
     def note_last_seq(self, last_seq: int) -> None:
         """Learn how far the log goes."""
-        with self._changed:
+        with self._mutex:
             self._known_seq = max(self._known_seq, last_seq)
-            if self._waiting:
-                self._changed.notify_all()
+            ring = self._bell.take()
+        if ring is not None:
+            ring()
         self._tell_change()
 
     def tell(self, on_change: Callable[[], None]) -> None:
@@ -217,7 +223,8 @@ class Subscription:
             ForkedRuntime: this is a fork of the process that subscribed.
             SessionHalted, LogCorrupt, SchemaMismatch: the log cannot be read at this place.
         """
-        return self._upcasters.typed(self.get_raw(timeout).decode())
+        envelope = self.get_raw(timeout).decode()
+        return self._upcasters.typed(envelope) if self._upcasters.types else envelope
 
     def get_raw(self, timeout: float | None = None) -> RawEnvelope:
         """Return the next event with its payload as bytes; otherwise as ``get``."""
@@ -267,7 +274,7 @@ class Subscription:
 
     def _take_more(self, deadline: float | None) -> bool:
         """Put the next batch at hand, from the queue or from the log; False when the deadline has passed."""
-        with self._changed:
+        with self._mutex:
             while True:
                 if self._closed:
                     raise SubscriptionClosed(session_id=self.session_id)
@@ -286,11 +293,7 @@ class Subscription:
                 left = None if deadline is None else deadline - self._clock.monotonic()
                 if left is not None and left <= 0:
                     return False
-                self._waiting += 1
-                try:
-                    self._changed.wait(left)
-                finally:
-                    self._waiting -= 1
+                self._bell.wait(left)
         if not self.may_read:
             raise LogNeeded
         try:
@@ -340,12 +343,14 @@ class Subscription:
             self._check_process()
         except ForkedRuntime:
             return
-        with self._changed:
+        with self._mutex:
             if self._closed:
                 return
             self._closed = True
             self._queue.clear()
-            self._changed.notify_all()
+            ring = self._bell.take()
+        if ring is not None:
+            ring()
         self._log_closed()
         self._on_close(self)
 

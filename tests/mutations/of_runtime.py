@@ -11,6 +11,42 @@ SUBSCRIPTION = "src/logmark/_subscription.py"
 
 
 OF_RUNTIME = (
+    Safeguard(
+        "a lone caller does not do the commits of others",
+        "actors/_caller.py",
+        "settled > _SETTLED_TURNS_MAX or lane[0][0].may_block",
+        "settled > _SETTLED_TURNS_MAX",
+        ("tests/test_caller_turns.py",),
+    ),
+    Safeguard(
+        "a caller with his answer is not kept",
+        "actors/_caller.py",
+        "settled > _SETTLED_TURNS_MAX or lane[0][0].may_block",
+        "lane[0][0].may_block",
+        ("tests/test_caller_turns.py",),
+    ),
+    # -- waking readers ----------------------------------------------------------------------------------------------
+    Safeguard(
+        "a reader's ring is for one wait",
+        "src/logmark/_bell.py",
+        "sleep, self._sleep = self._sleep, None",
+        "sleep = self._sleep",
+        ("tests/test_bell.py",),
+    ),
+    Safeguard(
+        "an interrupted reader has its mutex back",
+        "src/logmark/_bell.py",
+        "            self._mutex.acquire()\n            self._sleep = None",
+        "            self._sleep = None",
+        ("tests/test_bell.py",),
+    ),
+    Safeguard(
+        "readers are woken when a batch is offered",
+        SUBSCRIPTION,
+        "if ring is not None and not put_off(ring):",
+        "if ring is not None and put_off(ring):",
+        ("tests/test_subscriptions.py", "tests/test_slow_subscriber.py"),
+    ),
     # -- waiting for callers before a commit -------------------------------------------------------------------------
     Safeguard(
         "callers that are waited for have their answers",
