@@ -167,8 +167,8 @@ class Mailbox:
             waiting, self._waiting = self._waiting, []
             return waiting
 
-    def wait(self, messages: int, timeout_s: float) -> None:
-        """Have who gives the turn that is due wait until so many messages are there, or the time is over.
+    def wait(self, messages: int, timeout_s: float) -> int:
+        """Have who gives the turn that is due wait until so many messages are there; return how many there are.
 
         Only appends and control envelopes are waited for: anything else ends the wait at once.
         """
@@ -182,6 +182,7 @@ class Mailbox:
             bell.acquire(timeout=timeout_s)
             with self._mutex:
                 self._bell = None
+        return len(self._waiting)
 
     def _count(self, envelope: Envelope[Any]) -> None:
         self._wanted -= 1

@@ -2,8 +2,8 @@
 
 Callers that wait for their answers settle into two cohorts: while the commit of the one runs, the other queues up, and
 each commit is half of what it could be. Where commits are dear, waiting for those who were just answered, and will be
-back, makes one cohort of two. The wait is short, a quarter of what the last commit took at most, and ends when they are
-all there. A lone caller never waits.
+back, makes one cohort of two. The wait ends when they are back, as many as came back in time before; it never takes
+longer than the last commit did, and a lone caller never waits.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ._dispatch import Mailbox
 
 __all__ = ["Linger", "RateLinger"]
 
-_PART = 0.25
-_S_MIN = 0.0001  # what a waiting thread's clock can tell
-_TRIAL = 48
-_HOLD = 768
-_GAIN_MIN = 1.1
+_S_MIN = 0.0004  # what a waiting thread's clock can tell
+_TRIAL = 64
+_HOLD_MAX = 1024
+_GAIN_MIN = 1.15
 _GAP_MAX = 4.0
+_ALL_EVERY = 16
 
 
 class Linger(Protocol):
@@ -59,8 +59,11 @@ class RateLinger:
         "_commit_s",
         "_commits_left",
         "_ended_s",
+        "_has_paid",
+        "_hold",
         "_is_trial",
         "_lingers",
+        "_missing",
         "_rates",
         "_trial_appends",
         "_trial_s",
@@ -71,10 +74,11 @@ class RateLinger:
         self._clock = clock
         self._answered = 0
         self._commit_s = 0.0
+        self._missing = 0
         self._ended_s: float | None = None
-        self._lingers = False
+        self._lingers = self._has_paid = False
         self._is_trial = True
-        self._commits_left = 2 * _TRIAL
+        self._commits_left = self._hold = 4 * _TRIAL
         self._trial_appends = 0
         self._trial_s = 0.0
         self._rates: dict[bool, float] = {}
@@ -85,7 +89,7 @@ class RateLinger:
 
         Where more wait than were answered, their callers do not wait for each answer: their batches fill by themselves.
         """
-        if answered + waiting < 2 or not _may_wait(commit_s * _PART):  # noqa: PLR2004
+        if answered + waiting < 2 or not _may_wait(commit_s):  # noqa: PLR2004
             self._ended_s = None
             return
         self._learn(answered, commit_s)
@@ -98,16 +102,19 @@ class RateLinger:
         if before is None or now - before > _GAP_MAX * commit_s:
             return  # the callers were elsewhere
         self._commits_left -= 1
-        if self._commits_left < _TRIAL:
-            self._trial_appends += answered
-            self._trial_s += now - before
+        self._trial_appends += answered
+        self._trial_s += now - before
         if self._commits_left > 0:
             return
-        self._rates[self._lingers] = self._trial_appends / self._trial_s
+        rate = self._trial_appends / self._trial_s
+        self._rates[self._lingers] = (self._rates.get(self._lingers, rate) + rate) / 2
         self._trial_appends, self._trial_s = 0, 0.0
         if self._is_trial and len(self._rates) > 1:
-            self._lingers = self._rates[True] > self._rates[False] * _GAIN_MIN
-            self._is_trial, self._commits_left = False, _HOLD
+            # A clear gain to begin with it, and any to go on: rates of some hundred milliseconds are rough.
+            self._has_paid = self._rates[True] > self._rates[False] * (1.0 if self._has_paid else _GAIN_MIN)
+            self._lingers = self._has_paid
+            self._is_trial, self._commits_left = False, self._hold
+            self._hold = min(2 * self._hold, _HOLD_MAX)  # the first trials may have met callers that just began
         else:
             self._lingers = not self._lingers
             self._is_trial, self._commits_left = True, _TRIAL
@@ -115,10 +122,15 @@ class RateLinger:
     def wait(self, inbox: Mailbox) -> None:
         """See ``Linger.wait``; a thread that must not wait goes on at once."""
         self.is_due = False
-        part_s = self._commit_s * _PART
-        if _may_wait(part_s):
-            catch_up()
-            inbox.wait(self._answered, part_s)
+        if not _may_wait(self._commit_s):
+            return
+        catch_up()
+        # Those who were not back in time are not waited for again, except now and then.
+        wanted = self._answered
+        if self._commits_left % _ALL_EVERY:
+            wanted = max(1, wanted - self._missing)
+        came = inbox.wait(wanted, self._commit_s)
+        self._missing = max(0, self._answered - came)
 
 
 def _may_wait(seconds: float) -> bool:
