@@ -331,6 +331,37 @@ def test_it_is_done_where_more_appends_are_answered_for_it(back: float, share: t
     assert 1.0 - most <= disk.run(3000) <= 1.0 - least
 
 
+class Inbox(Mailbox):
+    """So many come during a wait, however many are wanted."""
+
+    def __init__(self, come: int) -> None:
+        super().__init__()
+        self.come = come
+        self.wanted: list[int] = []
+
+    def wait(self, messages: int, timeout_s: float) -> int:
+        assert timeout_s == COMMIT_S
+        self.wanted.append(messages)
+        return min(messages, self.come)
+
+
+@pytest.mark.usefixtures("writers_thread")
+def test_who_was_not_back_in_time_is_not_waited_for_again_but_now_and_then() -> None:
+    """A caller who has more to do between two appends does not keep the others for the time of a commit, each time."""
+    linger, inbox = RateLinger(ManualClock()), Inbox(come=6)
+    for commits_left in range(64, 0, -1):
+        linger._answered, linger._commit_s, linger._commits_left = 8, COMMIT_S, commits_left
+        linger.wait(inbox)
+    assert inbox.wanted.count(8) == 4
+    assert set(inbox.wanted) == {6, 8}
+    inbox.come = 8  # they are back
+    inbox.wanted.clear()
+    for commits_left in range(64, 0, -1):
+        linger._answered, linger._commit_s, linger._commits_left = 8, COMMIT_S, commits_left
+        linger.wait(inbox)
+    assert inbox.wanted == [8] * 64
+
+
 @pytest.mark.usefixtures("writers_thread")
 def test_a_lone_caller_is_never_waited_for() -> None:
     disk = Disk(16, back=1.0)

@@ -25,6 +25,13 @@ OF_RUNTIME = (
         "lane[0][0].may_block",
         ("tests/test_caller_turns.py",),
     ),
+    Safeguard(
+        "who never comes back in time is not waited for",
+        "actors/_linger.py",
+        "wanted = max(1, wanted - self._missing)",
+        "wanted = self._answered",
+        ("tests/test_actor_linger.py",),
+    ),
     # -- waking readers ----------------------------------------------------------------------------------------------
     Safeguard(
         "a reader's ring is for one wait",
@@ -79,8 +86,8 @@ OF_RUNTIME = (
     Safeguard(
         "callers are waited for only where that answers more",
         "actors/_linger.py",
-        "self._rates[True] > self._rates[False] * _GAIN_MIN",
-        "True",
+        "self._has_paid = self._rates[True] > ",
+        "self._has_paid = self._rates[True] > 0 * ",
         ("tests/test_actor_linger.py",),
     ),
     # -- the end of a program, and forks -----------------------------------------------------------------------------
