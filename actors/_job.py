@@ -59,6 +59,9 @@ class JobActor(FoldActor):
             timers=timers,
         )
         self._types = types
+        # The program's own functions run in the pool: in the thread of a lone caller, one that hangs could not even be
+        # interrupted.
+        self.travels = types.status_rules is not None
         self._marks = JobMarks(types, rule_failed=self._rule_failed)
         self._history_seq = SEQ_MAX
         """Up to this number the events were there before this actor was: they move marks too, but tell no story."""

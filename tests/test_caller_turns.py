@@ -18,7 +18,7 @@ import logmark
 from logmark import Limits, _session
 from logmark.actors import SessionActor, _caller
 from logmark.errors import StorageRejected, WouldDeadlock
-from logmark.protocol import AppendError
+from logmark.protocol import AppendError, EventTypes
 from logmark.storage import BatchResult, FileEventStore, OsFiles, SessionBatch
 from logmark.testing import eventually
 
@@ -110,6 +110,27 @@ def test_a_lone_caller_tells_the_readers_too(store: SeenStore) -> None:
             mark = session.job("job").mark
             assert mark is not None
             assert mark.last_seq == 2
+
+
+def test_a_status_rule_of_the_programs_own_runs_in_the_pool(store: SeenStore) -> None:
+    """One that hangs keeps no caller, and no writer."""
+    ruled: list[str] = []
+
+    def rule(payload: object) -> str:
+        ruled.append(threading.current_thread().name)
+        return str(payload)
+
+    with logmark.Runtime(store, types=EventTypes(job_status={"done": rule})) as runtime:
+        session = warmed_up(runtime)
+        for n in range(3):
+            session.append("done", "success", job_id=f"lone-{n}")
+        assert [mark.status for mark in session.jobs()] == ["success"] * 3
+        futures = [session.submit("done", "success", job_id=f"one-of-many-{n}") for n in range(20)]
+        for future in futures:
+            future.result(SOON)
+        assert len(session.jobs()) == 23
+    assert len(ruled) == 23
+    assert all(name.startswith("logmark-pool") for name in ruled)
 
 
 def test_a_caller_who_has_his_answer_is_not_kept_by_others(store: SeenStore, monkeypatch: pytest.MonkeyPatch) -> None:

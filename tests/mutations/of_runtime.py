@@ -32,6 +32,13 @@ OF_RUNTIME = (
         "wanted = self._answered",
         ("tests/test_actor_linger.py",),
     ),
+    Safeguard(
+        "the program's own functions run in no caller's thread",
+        "actors/_job.py",
+        "self.travels = types.status_rules is not None",
+        "self.travels = True",
+        ("tests/test_caller_turns.py",),
+    ),
     # -- waking readers ----------------------------------------------------------------------------------------------
     Safeguard(
         "a reader's ring is for one wait",
