@@ -39,6 +39,10 @@ settings.register_profile(
 )
 settings.load_profile("logmark")
 
+# A shell's background job, and what a service starts, may be born deaf to Ctrl-C, and so would be all that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def _no_runtime_outlives_its_test() -> Iterator[None]:
