@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import messages
 from ._base import LogmarkActor
 from ._bases import BASE_PREFIX, decode_base, encode_base
+from ._bell import Bell
 from ._broadcast import Batch, BroadcastActor
 from ._caller import CallerLane
 from ._changes import Changes
@@ -26,6 +27,7 @@ __all__ = [
     "ActorSystem",
     "AppendSpan",
     "Batch",
+    "Bell",
     "BlockingReads",
     "BroadcastActor",
     "CallerLane",

@@ -20,6 +20,7 @@ from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import WouldDeadlock
 from ..storage import catch_up, may_put_off
+from ._bell import Bell
 from .messages import Append, Resume, Send
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Mailbox:
         self._scheduled = True  # until the actor is started, nobody may give it a turn
         self._paused = False
         self._quiet = False
-        self._bell: threading.Lock | None = None
+        self._bell: Bell | None = None
         self._wanted = 0
         self._owner: Turns | None = None
         self._dispatcher: Dispatcher | None = None
@@ -140,7 +141,7 @@ class Mailbox:
             self._waiting.append(envelope)
             if self._scheduled:
                 if self._bell is not None:
-                    self._count(envelope)
+                    self._count(self._bell, envelope)
                 return
             if self._paused:
                 if not isinstance(envelope.message, Resume | _ActorStop):
@@ -168,27 +169,26 @@ class Mailbox:
             return waiting
 
     def wait(self, messages: int, timeout_s: float) -> int:
-        """Have who gives the turn that is due wait until so many messages are there; return how many there are.
+        """Wait, before a turn that is due, until so many messages are there or the time is over; return how many are.
 
         Only appends and control envelopes are waited for: anything else ends the wait at once.
         """
         with self._mutex:
-            wanted = messages - len(self._waiting)
-            if wanted > 0 and all(envelope.message.__class__ in _MAY_WAIT for envelope in self._waiting):
-                self._bell, self._wanted = threading.Lock(), wanted
-                self._bell.acquire()
-            bell = self._bell
-        if bell is not None:
-            bell.acquire(timeout=timeout_s)
-            with self._mutex:
-                self._bell = None
-        return len(self._waiting)
+            self._wanted = messages - len(self._waiting)
+            if self._wanted > 0 and all(envelope.message.__class__ in _MAY_WAIT for envelope in self._waiting):
+                self._bell = Bell(self._mutex)
+                try:
+                    self._bell.wait(timeout_s)
+                finally:
+                    self._bell = None
+            return len(self._waiting)
 
-    def _count(self, envelope: Envelope[Any]) -> None:
+    def _count(self, bell: Bell, envelope: Envelope[Any]) -> None:
         self._wanted -= 1
-        if self._bell is not None and (self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT):
-            self._bell.release()
-            self._bell = None
+        if self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT:
+            ring = bell.take()
+            if ring is not None:
+                ring()
 
     def pause(self, unread: list[Envelope[Any]]) -> None:
         """End a turn early, with what it has not handled; no turn is due until ``Resume`` or a stop comes.

@@ -16,7 +16,7 @@ from ._dispatch import Mailbox
 
 __all__ = ["Linger", "RateLinger"]
 
-_S_MIN = 0.0004  # what a waiting thread's clock can tell
+_S_MIN = 0.0004  # of a quicker commit, a thread that sleeps and wakes up would take too much
 _TRIAL = 64
 _HOLD_MAX = 1024
 _GAIN_MIN = 1.15
@@ -134,5 +134,5 @@ class RateLinger:
 
 
 def _may_wait(seconds: float) -> bool:
-    """Say whether the current thread is a writer's, and can wait so long and no longer."""
+    """Say whether the current thread is a writer's, and so long is long enough to sleep for."""
     return seconds >= _S_MIN and puts_off()

@@ -7,7 +7,7 @@ from collections import deque
 
 import pytest
 
-from logmark._bell import Bell
+from logmark.actors import Bell
 from logmark.testing import eventually
 
 SOON = 20.0
@@ -114,7 +114,7 @@ def test_an_interrupted_waiter_has_the_mutex_again(monkeypatch: pytest.MonkeyPat
                 raise KeyboardInterrupt
 
     box = Box()
-    monkeypatch.setattr("logmark._bell.threading.Lock", Interrupted)
+    monkeypatch.setattr("logmark.actors._bell.threading.Lock", Interrupted)
     with pytest.raises(KeyboardInterrupt), box.mutex:
         box.bell.wait(1.0)
     monkeypatch.undo()

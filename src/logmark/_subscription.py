@@ -10,10 +10,9 @@ from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from ._bell import Bell
 from ._coalescing import coalesced
 from ._tracing import tell_delivered
-from .actors import Batch, Instruments
+from .actors import Batch, Bell, Instruments
 from .protocol import (
     Clock,
     Envelope,

@@ -42,14 +42,14 @@ OF_RUNTIME = (
     # -- waking readers ----------------------------------------------------------------------------------------------
     Safeguard(
         "a reader's ring is for one wait",
-        "src/logmark/_bell.py",
+        "actors/_bell.py",
         "sleep, self._sleep = self._sleep, None",
         "sleep = self._sleep",
         ("tests/test_bell.py",),
     ),
     Safeguard(
         "an interrupted reader has its mutex back",
-        "src/logmark/_bell.py",
+        "actors/_bell.py",
         "            self._mutex.acquire()\n            self._sleep = None",
         "            self._sleep = None",
         ("tests/test_bell.py",),
@@ -86,8 +86,8 @@ OF_RUNTIME = (
     Safeguard(
         "a question ends the wait for callers",
         "actors/_dispatch.py",
-        "(self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT)",
-        "self._wanted <= 0",
+        "if self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT:",
+        "if self._wanted <= 0:",
         ("tests/test_actor_linger.py",),
     ),
     Safeguard(
