@@ -114,6 +114,33 @@ def test_gaps_damage_and_halts_stand_out_and_the_rest_is_readable(watched: Watch
     other.wait_for(f"{SHOWN}.some((row) => row.textContent.includes('step 4'))")
 
 
+def test_a_box_that_grows_with_the_list_goes_on_following(watched: Watched) -> None:
+    """The browser moves what it shows when there is more room; that is no person who wants to stay there."""
+    here = watched()
+    a_build(here.runtime)
+    page = here.look("chat-42")
+    drawn = page.evaluate(
+        """(async () => {
+            const box = $("timeline"), list = view.list, places = list.places;
+            const frames = async (n) => { while (n--) await new Promise(requestAnimationFrame); };
+            Object.defineProperty(list, "places", { get: () => places - 5, configurable: true });
+            box.style.maxHeight = "200px";
+            await frames(4);
+            const before = [view.follow, box.scrollTop];
+            delete list.places;
+            box.style.maxHeight = "";
+            const moved = box.scrollTop;
+            await frames(4);
+            return [...before, moved, view.follow, box.scrollHeight - box.clientHeight - box.scrollTop];
+        })()"""
+    )
+    followed, top, moved, follows, left = drawn
+    assert followed
+    assert moved < top  # the browser has done so
+    assert follows
+    assert left < 1
+
+
 def test_what_is_readable_before_damage_is_shown_and_the_damage_too(watched: Watched, tmp_path: Path) -> None:
     url = f"file:{tmp_path / 'store'}"
     with logmark.open(url) as runtime:
