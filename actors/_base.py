@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-from pykka import Actor, ActorDeadError, ActorRegistry, Future, ThreadingFuture
+from pykka import Actor, ActorDeadError, ActorRef, ActorRegistry, Future, ThreadingFuture
+from pykka._envelope import Envelope
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import Clock
 from ..storage import Logger
 from . import messages
-from ._dispatch import Dispatcher, Mailbox
+from ._dispatch import Dispatcher, Mailbox, message_of
 from ._seams import Timers
 from .messages import Resume
 
-if TYPE_CHECKING:
-    from pykka._envelope import Envelope
+A = TypeVar("A", bound=Actor)
 
-__all__ = ["LogmarkActor"]
+__all__ = ["LogmarkActor", "LogmarkRef"]
 
 
 _OWN_MESSAGES = frozenset(vars(messages)[name] for name in messages.__all__) - {Resume}
 _PAUSE_S_MIN = 0.01
 _PAUSE_S_MAX = 1.0
+
+
+class LogmarkRef(ActorRef[A]):
+    """A ref as pykka's, with a ``tell`` that takes half as long: each append passes three."""
+
+    actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride] - what _create_actor_inbox makes
+
+    def tell(self, message: Any) -> None:
+        """Put a message into the inbox, as it is: only what was asked needs pykka's envelope."""
+        if self.actor_stopped.is_set():
+            reason = f"{self} not found"
+            raise ActorDeadError(reason)
+        self.actor_inbox.add(message)
 
 
 class LogmarkActor(Actor):
@@ -52,6 +65,7 @@ class LogmarkActor(Actor):
         timers: Timers | None = None,
     ) -> None:
         super().__init__()
+        self._actor_ref = LogmarkRef(self)
         self._dispatcher = dispatcher
         self._clock = clock
         self._log = log
@@ -104,20 +118,19 @@ class LogmarkActor(Actor):
             return inbox.finish_turn(quiet=False)
         return inbox.finish_turn(quiet=self.is_quiet(), due=self.is_due())
 
-    def _handle_all(self, waiting: list[Envelope[Any]]) -> bool:
+    def _handle_all(self, waiting: list[Any]) -> bool:
         """Handle messages in order; False when a pause ended the turn."""
-        for index, envelope in enumerate(waiting):
+        for index, message in enumerate(waiting):
             if self._ended:
                 self._bury(waiting[index:])
                 break
-            message = envelope.message
-            if message.__class__ in _OWN_MESSAGES and envelope.reply_to is None:
+            if message.__class__ in _OWN_MESSAGES:
                 try:
                     self.on_receive(message)
                 except Exception as error:
                     self._fail(error, message)
             else:
-                self._handle(envelope)
+                self._handle(message if message.__class__ is Envelope else Envelope(message))
             if self._pause_s > 0 and self._pause(waiting[index + 1 :]):
                 return False
         return True
@@ -131,7 +144,7 @@ class LogmarkActor(Actor):
         self._ended = True
         self.actor_stopped.set()
 
-    def _pause(self, unread: list[Envelope[Any]]) -> bool:
+    def _pause(self, unread: list[Any]) -> bool:
         """Take a rest after a failure that was not the first; False when there is none to take."""
         pause_s, self._pause_s = self._pause_s, 0.0
         if self._ended or self._timers_for_pauses is None:
@@ -180,16 +193,17 @@ class LogmarkActor(Actor):
             return False
         return True
 
-    def _bury(self, envelopes: list[Envelope[Any]]) -> None:
-        for envelope in envelopes:
-            if isinstance(envelope.message, _ActorStop):
-                if envelope.reply_to is not None:
-                    envelope.reply_to.set(None)
-            elif envelope.reply_to is not None:
+    def _bury(self, messages: list[Any]) -> None:
+        for message in messages:
+            reply_to = message.reply_to if isinstance(message, Envelope) else None
+            if isinstance(message_of(message), _ActorStop):
+                if reply_to is not None:
+                    reply_to.set(None)
+            elif reply_to is not None:
                 dead = ActorDeadError(f"{self.actor_ref} stopped before handling the message")
-                envelope.reply_to.set_exception((ActorDeadError, dead, None))
+                reply_to.set_exception((ActorDeadError, dead, None))
             else:
-                self._bury_one(envelope.message)
+                self._bury_one(message)
 
     def _bury_one(self, message: Any) -> None:
         try:

@@ -14,17 +14,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from pykka._envelope import Envelope
 from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 
 from ..protocol import WouldDeadlock
 from ..storage import catch_up, may_put_off
 from ._bell import Bell
 from .messages import Append, Resume, Send
-
-if TYPE_CHECKING:
-    from pykka._envelope import Envelope
 
 __all__ = [
     "Dispatcher",
@@ -35,6 +33,7 @@ __all__ = [
     "give_back",
     "is_lane",
     "leave_thread",
+    "message_of",
     "open_lane",
     "refuse_in_turn",
 ]
@@ -109,8 +108,19 @@ class Dispatcher(Protocol):
         ...
 
 
+def message_of(message: Any) -> Any:
+    """Return what was told or asked."""
+    return message.message if message.__class__ is Envelope else message
+
+
+def _ends_pause(message: Any) -> bool:
+    return isinstance(message_of(message), Resume | _ActorStop)
+
+
 class Mailbox:
     """An actor's inbox: pykka's three methods, and whole batches for the dispatcher.
+
+    What was told lies in it as it is, what was asked in pykka's envelope, with where the answer goes.
 
     While its owner is *quiet*, because the answer it waits for will bring its next turn, appends and control envelopes
     wait without calling for one.
@@ -120,7 +130,7 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._waiting: list[Envelope[Any]] = []
+        self._waiting: list[Any] = []
         self._scheduled = True  # until the actor is started, nobody may give it a turn
         self._paused = False
         self._quiet = False
@@ -136,18 +146,22 @@ class Mailbox:
         dispatcher.schedule(owner)
 
     def put(self, envelope: Envelope[Any], /) -> None:
+        """Add what was told or asked; otherwise as ``add``."""
+        self.add(envelope.message if envelope.reply_to is None else envelope)
+
+    def add(self, message: Any) -> None:
         """Add a message, and call for a turn unless one is due already."""
         with self._mutex:
-            self._waiting.append(envelope)
+            self._waiting.append(message)
             if self._scheduled:
                 if self._bell is not None:
-                    self._count(self._bell, envelope)
+                    self._count(self._bell, message)
                 return
             if self._paused:
-                if not isinstance(envelope.message, Resume | _ActorStop):
+                if not _ends_pause(message):
                     return
                 self._paused = False
-            elif self._quiet and envelope.message.__class__ in _MAY_WAIT:
+            elif self._quiet and message.__class__ in _MAY_WAIT:
                 return
             self._scheduled = True
         if self._dispatcher is not None and self._owner is not None:
@@ -156,13 +170,14 @@ class Mailbox:
     def get(self) -> Envelope[Any]:
         """Remove and return the first message; raises IndexError when there is none, as nobody ever waits here."""
         with self._mutex:
-            return self._waiting.pop(0)
+            message = self._waiting.pop(0)
+        return message if message.__class__ is Envelope else Envelope(message)
 
     def empty(self) -> bool:
         """Say whether nothing waits."""
         return not self._waiting
 
-    def take(self) -> list[Envelope[Any]]:
+    def take(self) -> list[Any]:
         """Remove and return all that waits."""
         with self._mutex:
             waiting, self._waiting = self._waiting, []
@@ -175,7 +190,7 @@ class Mailbox:
         """
         with self._mutex:
             self._wanted = messages - len(self._waiting)
-            if self._wanted > 0 and all(envelope.message.__class__ in _MAY_WAIT for envelope in self._waiting):
+            if self._wanted > 0 and all(message.__class__ in _MAY_WAIT for message in self._waiting):
                 self._bell = Bell(self._mutex)
                 try:
                     self._bell.wait(timeout_s)
@@ -183,21 +198,21 @@ class Mailbox:
                     self._bell = None
             return len(self._waiting)
 
-    def _count(self, bell: Bell, envelope: Envelope[Any]) -> None:
+    def _count(self, bell: Bell, message: Any) -> None:
         self._wanted -= 1
-        if self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT:
+        if self._wanted <= 0 or message.__class__ not in _MAY_WAIT:
             ring = bell.take()
             if ring is not None:
                 ring()
 
-    def pause(self, unread: list[Envelope[Any]]) -> None:
+    def pause(self, unread: list[Any]) -> None:
         """End a turn early, with what it has not handled; no turn is due until ``Resume`` or a stop comes.
 
         A stop that waits already ends the pause at once.
         """
         with self._mutex:
             self._waiting = unread + self._waiting
-            stopping = any(isinstance(envelope.message, _ActorStop) for envelope in self._waiting)
+            stopping = any(isinstance(message_of(message), _ActorStop) for message in self._waiting)
             self._paused = not stopping
             self._scheduled = stopping
         if stopping and self._dispatcher is not None and self._owner is not None:
@@ -211,9 +226,7 @@ class Mailbox:
                 self._scheduled = True
                 return True
             if self._waiting:
-                self._scheduled = not quiet or any(
-                    envelope.message.__class__ not in _MAY_WAIT for envelope in self._waiting
-                )
+                self._scheduled = not quiet or any(message.__class__ not in _MAY_WAIT for message in self._waiting)
                 return self._scheduled
             self._scheduled = False
             return False

@@ -50,7 +50,7 @@ HOPS = (
         (
             "logmark._session:Session._append",
             "logmark._session:Session._submit",
-            "logmark.actors._dispatch:Mailbox.put",
+            "logmark.actors._dispatch:Mailbox.add",
         ),
     ),
     Hop(

@@ -47,6 +47,7 @@ from ._ids import check_session_id
 from ._jobs import JobMark, JobMarks, decode_marks, encode_marks
 from ._lifetime_errors import RecordChanged, SeqPruned, SessionDeleted, SessionSealed
 from ._limits import SEQ_MAX, Limits
+from ._named_tuples import new_tuple
 from ._reader_errors import StaleCursor, UpcastFailed
 from ._row import (
     ROW_PREFIX,
@@ -151,6 +152,7 @@ __all__ = [
     "encode_rows",
     "encode_text",
     "encode_ulid",
+    "new_tuple",
     "row_change",
     "row_seed",
     "row_seq",

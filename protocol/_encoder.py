@@ -6,7 +6,7 @@ is kept; whatever has more to it goes through ``Envelope`` and ``encode_event``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import orjson
@@ -15,6 +15,7 @@ from ._codec import JSON_OPTIONS, encode_json, encode_text
 from ._envelope import Envelope
 from ._errors import EventTooLarge, InvalidEvent, NotCountable
 from ._limits import Limits
+from ._named_tuples import new_tuple
 from ._row import EncodedEvent, encode_event
 from ._types import EventTypes
 
@@ -23,8 +24,6 @@ __all__ = ["EventEncoder"]
 _NAMES_MAX = 4096  # jobs come and go
 _PAIR = 2  # a type and a payload
 _dumps = orjson.dumps
-# What a NamedTuple's own constructor calls, after a call in Python.
-_new_tuple: Callable[[type[EncodedEvent], tuple[object, ...]], EncodedEvent] = vars(tuple)["__new__"]
 
 
 class EventEncoder:
@@ -74,7 +73,7 @@ class EventEncoder:
             payload_json = self._encode_exactly(payload)
         if len(head) + size > self._bytes_max:
             raise EventTooLarge(size_bytes=len(head) + size, limit_bytes=self._bytes_max)
-        return _new_tuple(EncodedEvent, (event_id, type, job_id, head, payload_json, True))
+        return new_tuple(EncodedEvent, (event_id, type, job_id, head, payload_json, True))
 
     def _verified(self, event: EncodedEvent, payload: Any) -> EncodedEvent:
         return event._replace(payload_json=self._encode_exactly(payload))

@@ -22,12 +22,15 @@ class SystemClock:
 
 def rfc3339(time_ns: int) -> str:
     """Return a wall-clock time as RFC 3339 text in UTC, to the microsecond."""
-    seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+    seconds = time_ns // 1_000_000_000
+    micros = time_ns // 1000 - seconds * 1_000_000
     global _second  # noqa: PLW0603 - a cache of one entry, replaced as a whole
     cached = _second
     if cached[0] != seconds:
-        cached = _second = (seconds, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)))
-    return f"{cached[1]}.{rest_ns // 1000:06d}Z"
+        cached = _second = (seconds, time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(seconds)))
+    millis = micros // 1000
+    return cached[1] + _THREE_DIGITS[millis] + _THREE_DIGITS[micros - millis * 1000] + "Z"
 
 
 _second: tuple[int, str] = (-1, "")
+_THREE_DIGITS = tuple(f"{number:03d}" for number in range(1000))

@@ -21,6 +21,7 @@ from ..protocol import (
     StorageUnavailable,
     WrongExpectedSeq,
     crc32,
+    new_tuple,
 )
 from ._ids_index import IdIndex, settle, stands_without
 from ._store import Appended, AppendRequest, BatchResult, HaltRecord
@@ -90,7 +91,7 @@ def number_plainly(requests: Sequence[AppendRequest], through: int) -> tuple[lis
                 return None
         first = through + 1
         through += len(request.events)
-        answers.append(Appended(first, through))
+        answers.append(new_tuple(Appended, (first, through, True)))
         events += request.events
     return (answers, events) if through <= SEQ_MAX else None
 

@@ -415,7 +415,7 @@ def test_a_batch_that_reaches_a_writer_after_its_end_is_answered() -> None:
         inbox.put(Envelope(HaltSession("session", "late", None)))
         harness.run()
         (answer,) = answers.actor_inbox.take()
-        (error,) = answer.message.result.answers
+        (error,) = answer.result.answers
         assert isinstance(error, RuntimeClosed)
         assert harness.log == []
         assert harness.store.halted("session")  # a halt is recorded even then

@@ -55,7 +55,7 @@ class Asker:
 
     def answers(self) -> list[tuple[int, tuple[Any, ...]]]:
         self.dispatcher.run_until_idle()
-        told = [envelope.message for envelope in self._inbox.actor_inbox.take()]
+        told = self._inbox.actor_inbox.take()
         assert all(isinstance(message, Persisted) for message in told)
         return [(message.batch_id, message.result.answers) for message in told]
 

@@ -323,8 +323,8 @@ class Runtime:
 
     def check_usable(self) -> None:
         """Raise unless the runtime is open and of this process."""
-        self.check_process()
-        if self._closing:
+        if self._forked or self._closing:
+            self.check_process()
             raise RuntimeClosed
 
     def check_process(self) -> None:

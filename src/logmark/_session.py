@@ -22,6 +22,7 @@ from .protocol import (
     JobMark,
     LogmarkError,
     NotControl,
+    new_tuple,
     versioned,
 )
 from .storage import Appended, AppendRequest
@@ -349,7 +350,8 @@ class Session(SessionLifetime):
         elif not gate.try_enter(len(events), size):
             return False
         try:
-            self._tell(Append(AppendRequest(events, expected_seq), reply, now_ns, size, span))
+            request = new_tuple(AppendRequest, (events, expected_seq))
+            self._tell(new_tuple(Append, (request, reply, now_ns, size, span)))
         except BaseException:
             gate.withdraw(len(events), size)
             raise
