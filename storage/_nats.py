@@ -7,7 +7,6 @@ halts a session for want of an answer.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -122,7 +121,7 @@ class NatsEventStore(EventStore):
                 raise SequenceExhausted(session_id=session_id, last_seq=state.through)
             if through_seq <= state.through:
                 return None
-            return Change("reserve", dataclasses.replace(state, through=through_seq))
+            return Change("reserve", state._replace(through=through_seq))
 
         try:
             self._appender.change(session_id, wanted)
@@ -250,7 +249,7 @@ class NatsEventStore(EventStore):
                 return None
             first = next(self._reader.upwards(session_id, state, seq, state.seq), None)
             first_seq = 0 if first is None else first.event_seq or 0
-            return Change("truncate", dataclasses.replace(state, first_available=seq, first_seq=first_seq))
+            return Change("truncate", state._replace(first_available=seq, first_seq=first_seq))
 
         state = self._appender.change(session_id, wanted)
         if state.first_available > 1:  # also when it was done before, as that may have been interrupted
@@ -266,7 +265,7 @@ class NatsEventStore(EventStore):
 
         def wanted(state: State) -> Change | None:
             self._check_writable(session_id, state)
-            return None if state.sealed else Change("seal", dataclasses.replace(state, sealed=True))
+            return None if state.sealed else Change("seal", state._replace(sealed=True))
 
         return self._appender.change(session_id, wanted).seq
 
@@ -313,7 +312,7 @@ class NatsEventStore(EventStore):
                 raise deleted(session_id, state)
             if state.halt is not None:
                 return None
-            return Change("halt", dataclasses.replace(state, halt=(at, reason, first_event_id)))
+            return Change("halt", state._replace(halt=(at, reason, first_event_id)))
 
         self._appender.change(session_id, wanted)
         self._log.error("session_halted", session=session_id, reason=reason, first_event_id=first_event_id)
@@ -334,7 +333,7 @@ class NatsEventStore(EventStore):
             raise error
 
         def wanted(now: State) -> Change | None:
-            return None if now.halt is None else Change("clear_halt", dataclasses.replace(now, halt=None))
+            return None if now.halt is None else Change("clear_halt", now._replace(halt=None))
 
         self._appender.change(session_id, wanted)
         if state.halt is not None:

@@ -235,10 +235,16 @@ class Appender:
     ) -> Iterator[tuple[list[int], list[AppendRequest]]]:
         """Yield the requests, with their places, in as many messages as they need; answer those that never fit."""
         bytes_max = self._stream.message_bytes_max - _HEAD_BYTES
+        sizes = [
+            sum([len(event.head) + len(event.payload_json) + _ROW_BYTES for event in request.events])
+            for request in requests
+        ]
+        if sum(sizes) <= bytes_max:  # as nearly always
+            yield list(range(len(requests))), list(requests)
+            return
         places: list[int] = []
         size = 0
-        for place, request in enumerate(requests):
-            wanted = sum(event.size_bytes + _ROW_BYTES for event in request.events)
+        for place, wanted in enumerate(sizes):
             if wanted > bytes_max:
                 answers[place] = EventTooLarge(
                     size_bytes=wanted,
@@ -251,7 +257,7 @@ class Appender:
                 places, size = [], 0
             places.append(place)
             size += wanted
-        if places or not requests:
+        if places:
             yield places, [requests[each] for each in places]
 
     def _commit(self, session_id: str, requests: Sequence[AppendRequest], known: Known, deadline: float) -> BatchResult:
@@ -329,8 +335,8 @@ class Appender:
         self, session_id: str, plan: BatchPlan, known: Known, state: State, deadline: float
     ) -> BatchResult:
         message_id = self._publisher.new_id()
-        after = dataclasses.replace(
-            state, seq=plan.session.seq, through=plan.session.through, first_seq=state.first_seq or plan.seqs[0]
+        after = state._replace(
+            seq=plan.session.seq, through=plan.session.through, first_seq=state.first_seq or plan.seqs[0]
         )
         body = encode_commit(
             session_id, message_id, after=state.at, before=state.through, state=after, events=plan.events
@@ -338,7 +344,7 @@ class Appender:
         began = time.monotonic()
         at = self._publish(session_id, body, message_id, state.at, deadline)
         took_s = time.monotonic() - began
-        known.note(dataclasses.replace(after, at=at, said_at=at))
+        known.note(after._replace(at=at, said_at=at))
         known.last = (after.through, state.through, at)
         if known.ids is not None and known.ids.covered == state.at:
             known.ids.add([event.id.encode() for event in plan.events], at)
@@ -430,9 +436,9 @@ class Appender:
                 except (NotSent, Unanswered, Refused, Undone, Unsure) as error:
                     raise StorageUnavailable(store=self._store, reason=str(error)) from error
                 else:
-                    after = dataclasses.replace(change.state, at=at, said_at=at)
+                    after = change.state._replace(at=at, said_at=at)
                     if change.kind == REPAIR:
-                        after = dataclasses.replace(after, repair=at)
+                        after = after._replace(repair=at)
                     if tail is not None:
                         known.forget()
                     known.note(after)

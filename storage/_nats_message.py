@@ -9,8 +9,9 @@ header, or has another number there than in its body, was put there by somebody 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 import orjson
@@ -47,6 +48,7 @@ def subject_token(text: str) -> str:
     return quote(text.encode(), safe="").replace(".", "%2E")
 
 
+@functools.lru_cache(maxsize=4096)
 def session_subject(name: str, session_id: str) -> str:
     """Return where the commits of a session are."""
     return f"logmark.{name}.e.{subject_token(session_id)}"
@@ -77,8 +79,7 @@ class Stored:
     body: bytes
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(NamedTuple):
     """What is true of a session after one of its messages.
 
     Attributes:
@@ -104,8 +105,8 @@ class State:
 
     def members(self) -> dict[str, Any]:
         """Return what the message says of it, without what is as in a new session."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[2:]}
-        return {name: value for name, value in found.items() if value != getattr(EMPTY, name) or name == "seq"}
+        said = zip(self._fields[_PLACES:], self[_PLACES:], EMPTY[_PLACES:], strict=True)
+        return {name: value for name, value, unsaid in said if value != unsaid or name == "seq"}
 
     def halt_record(self, session_id: str) -> HaltRecord | None:
         """Return why the session is halted, or None."""
@@ -129,6 +130,7 @@ class State:
 
 
 EMPTY = State()
+_PLACES = 2  # what a state begins with: where it was said
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import dataclasses
 import functools
 import itertools
 import threading
@@ -204,7 +203,7 @@ class Reader:
             if commit.has_events:
                 self._sessions.of(session_id).last = (commit.state.through, commit.before, commit.seq)
             return commit.state
-        return dataclasses.replace(self._before_stray(session_id, stored, deadline), at=stored.seq)
+        return self._before_stray(session_id, stored, deadline)._replace(at=stored.seq)
 
     def states(self, session_ids: Sequence[str]) -> Iterator[tuple[str, State | Exception]]:
         """Yield for each session where it stands, or what asking for it raised; many are asked about at once."""

@@ -64,7 +64,7 @@ def scan_session(reader: Reader, stream: Stream, session_id: str, *, known: int,
                 if stored.seq <= last.seq:
                     _look(scan, stored, session_id)
             at = page[-1].seq + 1
-        scan.state = dataclasses.replace(scan.state, at=last.seq)
+        scan.state = scan.state._replace(at=last.seq)
     through = max(known, scan.through)
     if through > scan.state.through:
         scan.missing.append((scan.state.through + 1, through))
@@ -163,4 +163,4 @@ def repaired(scan: Scan) -> tuple[Change | None, list[str]]:
         return None, []
     through = max([state.through, *(high for _, high in scan.missing)])
     lost = tuple(sorted([*scan.lost, *scan.missing]))
-    return Change(REPAIR, dataclasses.replace(state, through=through, halt=None), lost), steps
+    return Change(REPAIR, state._replace(through=through, halt=None), lost), steps
