@@ -15,6 +15,7 @@ from ._instrumentation import AppendSpan, Instrumentation, Instruments, Notice, 
 from ._job import JobActor
 from ._linger import Linger, RateLinger
 from ._persist import PersistActor, WriterPool
+from ._relay import Relay, Sleeper
 from ._rows import RowActor, RowIndex
 from ._seams import BlockingReads, SessionChildren, ThreadBlockingReads, ThreadTimers, Timers
 from ._session import SessionActor
@@ -44,11 +45,13 @@ __all__ = [
     "PersistActor",
     "PersistedBatch",
     "RateLinger",
+    "Relay",
     "RowActor",
     "RowIndex",
     "Seams",
     "SessionActor",
     "SessionChildren",
+    "Sleeper",
     "ThreadBlockingReads",
     "ThreadDispatcher",
     "ThreadSeams",

@@ -23,6 +23,7 @@ from ..protocol import (
 from ..storage import Appended, BatchResult, Logger, SessionBatch, put_off
 from ._answer_log import log_answer
 from ._base import LogmarkActor
+from ._callers import Callers
 from ._dispatch import Dispatcher
 from ._gate import Gate
 from ._instrumentation import Instruments
@@ -85,6 +86,7 @@ class SessionActor(LogmarkActor):
     __slots__ = (
         "_batch_ids",
         "_broadcast",
+        "_callers",
         "_children",
         "_choose_writer",
         "_gate",
@@ -136,6 +138,7 @@ class SessionActor(LogmarkActor):
         self._choose_writer = choose_writer
         self._children = children
         self._gate = gate
+        self._callers = Callers(gate, self._log)
         self._watermark = watermark
         self._limits = limits
         self._timers = timers
@@ -183,7 +186,10 @@ class SessionActor(LogmarkActor):
         """As any actor; first, callers that are on their way may be waited for."""
         linger = self._linger
         if linger is not None and linger.is_due:
-            linger.wait(self.actor_inbox)
+            try:
+                linger.wait(self.actor_inbox)
+            finally:
+                self._callers.end_relay()
         return super().take_turn()
 
     def is_due(self) -> bool:
@@ -206,7 +212,7 @@ class SessionActor(LogmarkActor):
     def _hand_over(self) -> None:
         items, appends, declined = self._next_batch()
         if declined:
-            self._leave(declined)
+            self._callers.leave(declined)
         if not appends:
             # Nothing to store: control envelopes alone overtake nobody, as nothing is in flight.
             controls = tuple(item.envelope for item in items if isinstance(item, Send))
@@ -262,7 +268,7 @@ class SessionActor(LogmarkActor):
                 if appends and (events_left < 0 or bytes_left < 0):
                     break
                 waiting.popleft()
-                if not self._begin(item):
+                if not self._callers.begin(item):
                     declined.append(item)
                     events_left += len(item.request.events)
                     bytes_left += item.size_bytes
@@ -272,18 +278,6 @@ class SessionActor(LogmarkActor):
                 waiting.popleft()
             items.append(item)
         return items, appends, declined
-
-    def _leave(self, appends: list[Append]) -> None:
-        """Give back the places of appends that were answered."""
-        if len(appends) == 1:
-            append = appends[0]
-            self._gate.leave(len(append.request.events), append.size_bytes)
-        else:
-            self._gate.leave(
-                sum([len(append.request.events) for append in appends]),
-                sum([append.size_bytes for append in appends]),
-                len(appends),
-            )
 
     def _check_writer(self) -> None:
         """Fail the batch in flight when its writer has died without a word."""
@@ -339,13 +333,16 @@ class SessionActor(LogmarkActor):
             return
         result = in_flight.result = message.result
         self._gate.note(len(in_flight.appends), message.commit_s)
-        envelopes = self._envelopes(in_flight, result) if self._is_followed(in_flight) else ()
+        starts_jobs = self._jobs is None and _has_jobs(in_flight)
+        envelopes = self._envelopes(in_flight, result) if starts_jobs or self._is_followed(in_flight) else ()
         failed = [answer for answer in result.answers if not isinstance(answer, Appended)]
         in_flight.succeeded = not failed and len(result.answers) == len(in_flight.appends)
         self._log_answer(in_flight, result, message.commit_s)
         known = self.last_seq
         self._watermark.rise(result.last_seq)
         if envelopes:
+            if starts_jobs:
+                self._jobs = self._children.start_jobs()
             self._announce(Committed(envelopes, result.last_seq_before, result.last_seq))
         elif result.last_seq > known:
             self._announce(Observed(result.last_seq))  # nothing of ours was written, but others have been here
@@ -370,10 +367,7 @@ class SessionActor(LogmarkActor):
         """Say whether anybody behind this actor has to see the batch itself, and not only how far the log goes."""
         if self._broadcast is not None or self._jobs is not None or self._rows is not None:
             return True
-        if len(in_flight.items) != len(in_flight.appends):
-            return True
-        of_jobs = [event for append in in_flight.appends for event in append.request.events if event.job_id is not None]
-        return bool(of_jobs)
+        return len(in_flight.items) != len(in_flight.appends)
 
     def _envelopes(self, in_flight: _InFlight, result: BatchResult) -> tuple[RawEnvelope, ...]:
         """Stamp what was written with its numbers, control envelopes in their places."""
@@ -403,18 +397,13 @@ class SessionActor(LogmarkActor):
         # Not so after a failure: who hears of one may take back what waits, so that nothing is stored behind it.
         # Nor when they are to be in it.
         puts_off = in_flight.succeeded and self._waiting and not self.is_due()
-        if not (puts_off and put_off(lambda: self._settle_all(appends, answers))):
-            self._settle_all(appends, answers)
+        if not (puts_off and put_off(lambda: self._callers.answer(appends, answers))):
+            self._callers.answer(appends, answers, relayed=self.is_due())
         if result is None:
             # What failed is the appends; the control envelopes between them were never the writer's.
             controls = tuple(item.envelope for item in in_flight.items if isinstance(item, Send))
             if controls:
                 self._announce(Committed(controls, self.last_seq, self.last_seq))
-
-    def _settle_all(self, appends: list[Append], answers: tuple[Appended | AppendError, ...]) -> None:
-        for append, answer in zip(appends, answers, strict=True):
-            self._settle(append, answer)
-        self._leave(appends)
 
     def _log_answer(self, in_flight: _InFlight, result: BatchResult, commit_s: float) -> None:
         if not in_flight.logged and (not in_flight.succeeded or self._log.enabled("info")):
@@ -428,12 +417,6 @@ class SessionActor(LogmarkActor):
         """Tell subscribers and marks what is durable."""
         if self._broadcast is not None and not _told(self._broadcast, message):
             self._broadcast = None  # it gave up, and its subscribers have been told so
-        if (
-            self._jobs is None
-            and isinstance(message, Committed)
-            and any(envelope.event_seq is not None and envelope.job_id is not None for envelope in message.envelopes)
-        ):
-            self._jobs = self._children.start_jobs()
         if self._jobs is not None and not _told(self._jobs, message):
             self._jobs = None  # it gave up; who asks next starts one that reads the log
         if self._rows is not None and not _told(self._rows, message):
@@ -491,6 +474,7 @@ class SessionActor(LogmarkActor):
         The batch that the writer still has stays in flight: its answer is on the way. Those behind are told how far the
         log goes, and find by themselves what they have not been shown.
         """
+        self._callers.end_relay()
         in_flight = self._in_flight
         if in_flight is not None and in_flight.result is not None:
             self._log_answer(in_flight, in_flight.result, 0.0)
@@ -506,6 +490,7 @@ class SessionActor(LogmarkActor):
         # A successor would know nothing of the batch that a writer may still have, and could give another the next one.
         self._refusal = SessionHalted(session_id=self.session_id, reason=f"{reason}; then open the store anew")
         self._gate.close(self._refusal)
+        self._callers.end_relay()
         if self._in_flight is not None and self._in_flight.result is not None:
             self._log_answer(self._in_flight, self._in_flight.result, 0.0)
             self._finish(None)
@@ -517,6 +502,7 @@ class SessionActor(LogmarkActor):
 
     def on_stop(self) -> None:
         """Stop: nothing that was accepted goes without an answer."""
+        self._callers.end_relay()
         if self._in_flight is not None:
             # No halt: the writer still has the session's lock, so nothing is appended across what it does. Should that
             # fail, the store halts the session.
@@ -539,7 +525,7 @@ class SessionActor(LogmarkActor):
     def on_dead_letter(self, message: Any) -> None:
         """Answer an append that came after the end."""
         if isinstance(message, Append):
-            self._reject(message, self._refusal or RuntimeClosed())
+            self._callers.reject(message, self._refusal or RuntimeClosed())
         elif isinstance(message, GetMarks | GetRows):
             message.answer(RuntimeClosed())
         elif isinstance(message, Subscribe):
@@ -554,27 +540,16 @@ class SessionActor(LogmarkActor):
             self._log.warning("append_failed", error=type(error).__name__, reason=str(error), appends=appends)
         for item in waiting:
             if isinstance(item, Append):
-                self._reject(item, error)
+                self._callers.reject(item, error)
 
-    def _reject(self, append: Append, error: AppendError) -> None:
-        if self._begin(append):
-            self._settle(append, error)
-        self._leave([append])
 
-    # A caller's own mistake, such as settling the future itself, may not keep the answers from the others.
-
-    def _begin(self, append: Append) -> bool:
-        try:
-            return append.reply.begin()
-        except Exception as error:
-            self._log.error("reply_failed", error=repr(error), exc_info=error)
-            return False
-
-    def _settle(self, append: Append, answer: Appended | AppendError) -> None:
-        try:
-            append.reply.settle(answer)
-        except Exception as error:
-            self._log.error("reply_failed", error=repr(error), exc_info=error)
+def _has_jobs(in_flight: _InFlight) -> bool:
+    """Say whether any event of a batch belongs to a job."""
+    for append in in_flight.appends:
+        for event in append.request.events:
+            if event.job_id is not None:
+                return True
+    return False
 
 
 def _told(ref: ActorRef[Any], message: Any) -> bool:

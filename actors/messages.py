@@ -14,6 +14,7 @@ from pykka import ActorRef
 from ..protocol import AppendError, JobMark, LogmarkError, RawEnvelope, SessionDeleted
 from ..storage import Appended, AppendRequest, BatchResult, SessionBatch
 from ._instrumentation import AppendSpan
+from ._relay import Sleeper
 
 __all__ = [
     "Append",
@@ -50,8 +51,8 @@ class AppendReply(Protocol):
         """Say whether the append is still wanted; from here on it can no longer be cancelled."""
         ...
 
-    def settle(self, answer: Appended | AppendError) -> None:
-        """Give the caller its numbers, or why there are none."""
+    def settle(self, answer: Appended | AppendError) -> Sleeper | None:
+        """Give the caller its numbers, or why there are none; return who sleeps for them and is to be woken now."""
         ...
 
 

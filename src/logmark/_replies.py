@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures._base import FINISHED, PENDING, RUNNING
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from .protocol import AppendError, AppendUncertain
 from .storage import Appended
@@ -26,22 +26,28 @@ def own_error(error: AppendError) -> AppendError:
 
 
 class BlockingReply:
-    """The answer to a caller that waits for it; one lock, no condition."""
+    """The answer to a caller that waits for it, and that caller, asleep; one lock, no condition."""
 
-    __slots__ = ("_answer", "_settled")
+    __slots__ = ("_answer", "_settled", "_then")
 
     def __init__(self) -> None:
         self._settled = threading.Lock()
         self._settled.acquire()
         self._answer: Appended | AppendError | None = None
+        self._then: Callable[[], None] | None = None
 
     def begin(self) -> bool:
         """A waiting caller cannot cancel."""
         return True
 
-    def settle(self, answer: Appended | AppendError) -> None:
-        """Wake the caller."""
+    def settle(self, answer: Appended | AppendError) -> Self:
+        """Take the answer, with which the caller may be woken."""
         self._answer = answer
+        return self
+
+    def wake(self, then: Callable[[], None] | None = None, /) -> None:
+        """Wake the caller, who calls ``then`` first."""
+        self._then = then
         self._settled.release()
 
     def is_settled(self) -> bool:
@@ -50,7 +56,11 @@ class BlockingReply:
 
     def wait(self) -> Appended:
         """Return the numbers, or raise why there are none."""
-        self._settled.acquire()
+        try:
+            self._settled.acquire()
+        finally:
+            if self._then is not None:
+                self._then()
         answer = self._answer
         if isinstance(answer, Appended):
             return answer
@@ -100,13 +110,13 @@ class _LazyFuture(Future[T]):
         return self.set_running_or_notify_cancel()
 
     def finish(self, result: T) -> None:
-        """Settle it with a result."""
+        """Settle it with a result; its callbacks run here."""
         with _settling:
             if "_condition" not in self.__dict__:
                 self._result = result
                 self._state = FINISHED
                 return
-        self.set_result(result)
+        _guarded(self, self.set_result, result)
 
 
 class FutureReply(_LazyFuture[int]):
@@ -115,7 +125,7 @@ class FutureReply(_LazyFuture[int]):
     def settle(self, answer: Appended | AppendError) -> None:
         """Resolve the future; its callbacks run here."""
         if isinstance(answer, Appended):
-            _guarded(self, self.finish, answer.first_seq)
+            self.finish(answer.first_seq)
         else:
             _guarded(self, self.set_exception, own_error(answer))
 
@@ -126,7 +136,7 @@ class RangeReply(_LazyFuture[tuple[int, int]]):
     def settle(self, answer: Appended | AppendError) -> None:
         """Resolve the future; its callbacks run here."""
         if isinstance(answer, Appended):
-            _guarded(self, self.finish, (answer.first_seq, answer.last_seq))
+            self.finish((answer.first_seq, answer.last_seq))
         else:
             _guarded(self, self.set_exception, own_error(answer))
 

@@ -86,7 +86,7 @@ OF_RUNTIME = (
     Safeguard(
         "a question ends the wait for callers",
         "actors/_dispatch.py",
-        "if self._wanted <= 0 or envelope.message.__class__ not in _MAY_WAIT:",
+        "if self._wanted <= 0 or message.__class__ not in _MAY_WAIT:",
         "if self._wanted <= 0:",
         ("tests/test_actor_linger.py",),
     ),
@@ -96,6 +96,42 @@ OF_RUNTIME = (
         "self._has_paid = self._rates[True] > ",
         "self._has_paid = self._rates[True] > 0 * ",
         ("tests/test_actor_linger.py",),
+    ),
+    # -- callers that wake each other ---------------------------------------------------------------------------------
+    Safeguard(
+        "nobody sleeps on behind the wait for callers",
+        SESSION_ACTOR,
+        "                linger.wait(self.actor_inbox)\n            finally:\n                self._callers.end_relay()\n",
+        "                linger.wait(self.actor_inbox)\n            finally:\n                pass\n",
+        ("tests/test_actor_relay.py",),
+    ),
+    Safeguard(
+        "a stop leaves no caller asleep",
+        SESSION_ACTOR,
+        'goes without an answer."""\n        self._callers.end_relay()\n',
+        'goes without an answer."""\n',
+        ("tests/test_actor_relay.py",),
+    ),
+    Safeguard(
+        "a restart leaves no caller asleep",
+        SESSION_ACTOR,
+        "        self._callers.end_relay()\n        in_flight = self._in_flight\n",
+        "        in_flight = self._in_flight\n",
+        ("tests/test_actor_relay.py",),
+    ),
+    Safeguard(
+        "an actor that gives up leaves no caller asleep",
+        SESSION_ACTOR,
+        "        self._gate.close(self._refusal)\n        self._callers.end_relay()\n",
+        "        self._gate.close(self._refusal)\n",
+        ("tests/test_actor_relay.py",),
+    ),
+    Safeguard(
+        "a caller wakes the next",
+        "src/logmark/_replies.py",
+        "            if self._then is not None:\n                self._then()\n",
+        "            pass\n",
+        ("tests/test_actor_relay.py",),
     ),
     # -- the end of a program, and forks -----------------------------------------------------------------------------
     Safeguard(
@@ -155,8 +191,8 @@ OF_RUNTIME = (
     ),
     Safeguard(
         "places in the inbox are given back",
-        SESSION_ACTOR,
-        "        self._leave(appends)\n",
+        "actors/_callers.py",
+        "        self.leave(appends)\n",
         "",
         ("tests/test_actor_gate.py", "tests/test_overload.py"),
     ),
