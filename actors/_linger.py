@@ -16,7 +16,7 @@ from ._dispatch import Mailbox
 
 __all__ = ["Linger", "RateLinger"]
 
-_S_MIN = 0.0004  # of a quicker commit, a thread that sleeps and wakes up would take too much
+_S_MIN = 0.0001  # of a quicker commit, a thread that sleeps and wakes up takes as much
 _TRIAL = 64
 _HOLD_MAX = 1024
 _GAIN_MIN = 1.15

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from .report import Row
 
-__all__ = ["GOALS", "Goal", "goals_markdown", "goals_table"]
+__all__ = ["GOALS", "OURS", "Goal", "Results", "goals_markdown", "goals_table"]
 
 OURS = "logmark"
 
 
-class _Results:
+class Results:
     """Rows, to be asked for by section, work and participant."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -60,7 +60,7 @@ class Goal:
 
     text: str
     bound: float
-    value: Callable[[_Results], float | None]
+    value: Callable[[Results], float | None]
     at_most: bool = False
 
     def met(self, value: float) -> bool:
@@ -68,42 +68,42 @@ class Goal:
         return value <= self.bound if self.at_most else value >= self.bound
 
 
-def _against(section: str, work: str, participant: str) -> Callable[[_Results], float | None]:
-    def read(results: _Results) -> float | None:
+def _against(section: str, work: str, participant: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
         row = results.one(section, work, participant)
         return None if row is None else row.against
 
     return read
 
 
-def _replay(participant: str) -> Callable[[_Results], float | None]:
-    def read(results: _Results) -> float | None:
+def _replay(participant: str) -> Callable[[Results], float | None]:
+    def read(results: Results) -> float | None:
         limit = results.one("replay", "events", "orjson.loads over logmark's own lines")
         return results.between(results.one("replay", "events", participant), limit)
 
     return read
 
 
-def _last(section: str, unit: str) -> Callable[[_Results], Row | None]:
+def _last(section: str, unit: str) -> Callable[[Results], Row | None]:
     """Find the last row of a section with a unit, which is that of the greatest length."""
 
-    def read(results: _Results) -> Row | None:
+    def read(results: Results) -> Row | None:
         return next((row for row in reversed(results.rows) if (row.section, row.unit) == (section, unit)), None)
 
     return read
 
 
-def _longest(results: _Results) -> float | None:
+def _longest(results: Results) -> float | None:
     row = _last("growth", "events/s")(results)
     return None if row is None else row.against
 
 
-def _opening(results: _Results) -> float | None:
+def _opening(results: Results) -> float | None:
     row = _last("growth", "ms")(results)
     return None if row is None else row.value
 
 
-def _first(results: _Results) -> float | None:
+def _first(results: Results) -> float | None:
     """Find logmark's time to the first event; the other rows of that section are rates."""
     row = next(
         (row for row in results.rows if (row.section, row.unit, row.participant) == ("replay", "ms", OURS)), None
@@ -111,12 +111,12 @@ def _first(results: _Results) -> float | None:
     return None if row is None else row.value
 
 
-def _many(results: _Results) -> float | None:
+def _many(results: Results) -> float | None:
     row = next((row for row in reversed(results.rows) if row.section == "sessions" and row.against is not None), None)
     return None if row is None else row.against
 
 
-def _idle(results: _Results) -> float | None:
+def _idle(results: Results) -> float | None:
     row = next((row for row in results.rows if row.unit == "bytes each"), None)
     return None if row is None else row.value
 
@@ -125,7 +125,7 @@ def _engine_goals(engine: str) -> tuple[Goal, Goal]:
     """Return the aims of an engine: beside a grouped client of the same server, and one that commits each event."""
     work = f"{engine}: {_SIXTEEN}"
 
-    def beside_plain(results: _Results) -> float | None:
+    def beside_plain(results: Results) -> float | None:
         plain = results.one("engines", work, f"{engine}, a commit each")
         return results.between(results.one("engines", work), plain)
 
@@ -174,7 +174,7 @@ GOALS = (
 
 def _judged(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
     """Return text, bound, value and verdict of each goal that the rows say something about."""
-    results = _Results(rows)
+    results = Results(rows)
     found: list[tuple[str, str, str, str]] = []
     for goal in GOALS:
         value = goal.value(results)

@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import resource
 import statistics
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
+from typing import Self
 
 from .events import ring
 from .participants import Caller, Participant
 
-__all__ = ["Bout", "Sample", "Shape", "WrongResult", "check_waited", "drive", "percentile", "run_bout", "verify"]
+__all__ = [
+    "Bout",
+    "Sample",
+    "Shape",
+    "Usage",
+    "WrongResult",
+    "check_waited",
+    "drive",
+    "percentile",
+    "run_bout",
+    "verify",
+]
 
 _JOIN_S = 120.0
 
@@ -54,6 +67,28 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """What this process has had of the processor."""
+
+    user_s: float
+    """In its own code, which is the interpreter and its libraries."""
+    kernel_s: float
+    """In system calls: writing, syncing, waking threads and putting them to sleep."""
+    switches: int
+    """How often one of its threads went to sleep or was taken off the processor."""
+
+    @classmethod
+    def now(cls) -> Self:
+        """Return what it has had so far."""
+        found = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(found.ru_utime, found.ru_stime, found.ru_nvcsw + found.ru_nivcsw)
+
+    def since(self, before: Usage) -> Usage:
+        """Return what came after an earlier moment."""
+        return Usage(self.user_s - before.user_s, self.kernel_s - before.kernel_s, self.switches - before.switches)
+
+
 @dataclasses.dataclass(slots=True)
 class Sample:
     """What one contender did in one round."""
@@ -63,6 +98,7 @@ class Sample:
     latencies_ns: list[int]
     """Of every call that waited for its answer."""
     by_session: dict[str, int] = dataclasses.field(default_factory=dict[str, int])
+    usage: Usage | None = None
 
     @property
     def rate(self) -> float:
@@ -193,6 +229,7 @@ def drive(
     except threading.BrokenBarrierError:
         _raise_first(loops)
         raise
+    before = Usage.now()
     try:
         for thread in threads:
             thread.join(_JOIN_S + seconds)
@@ -204,6 +241,7 @@ def drive(
     if any(thread.is_alive() for thread in threads):
         message = f"{participant.name}: a caller got no answer in {_JOIN_S:.0f} s"
         raise WrongResult(message)
+    usage = Usage.now().since(before)
     by_session: dict[str, int] = {}
     for loop in loops:
         for session_id, count in loop.by_session():
@@ -213,6 +251,7 @@ def drive(
         elapsed_s=max(loop.ended for loop in loops) - min(loop.began for loop in loops),
         latencies_ns=[latency for loop in loops for latency in loop.latencies_ns],
         by_session=by_session,
+        usage=usage,
     )
 
 

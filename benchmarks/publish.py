@@ -14,6 +14,7 @@ import orjson
 
 from .goals import goals_markdown
 from .machine import sentence
+from .processor import processor_markdown
 from .profiling import Profile, profile_markdown
 from .report import Row, markdown
 
@@ -41,6 +42,10 @@ def _goals(results: Results) -> str:
     return goals_markdown(_rows(results))
 
 
+def _processor(results: Results) -> str:
+    return processor_markdown(_rows(results))
+
+
 def _profile(results: Results) -> str:
     fields = ("total_us", "hops_us", "calls", "plain_us")
     return profile_markdown(Profile(**{name: results[name] for name in fields}))
@@ -54,6 +59,8 @@ BLOCKS: dict[tuple[str, str], tuple[str, Callable[[Results], str]]] = {
     ("README.md", "durable"): ("sample", _durable),
     ("docs/performance.md", "machine"): ("sample", _machine),
     ("docs/performance.md", "goals"): ("sample", _goals),
+    ("docs/performance.md", "processor"): ("sample", _processor),
+    ("docs/performance.md", "processor-slow"): ("slow-disk", _processor),
     ("docs/performance.md", "durable-slow"): ("slow-disk", _durable),
     ("docs/performance.md", "profile"): ("profile", _profile),
     ("docs/performance.md", "profile-machine"): ("profile", _machine),

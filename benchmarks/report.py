@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from .harness import Bout, percentile
+from .harness import Bout, Sample, Usage, percentile
 
 __all__ = ["Row", "distribution", "markdown", "rows_of", "table"]
 
@@ -35,6 +35,12 @@ class Row:
     """Position on the horizontal axis of a plot."""
     latency_us: dict[str, float] | None = None
     """Latency by percentile, of what waits for its answer."""
+    user_us: float | None = None
+    """Processor time of this process for one event, in its own code; servers have theirs beside it."""
+    kernel_us: float | None = None
+    """The same in system calls."""
+    switches: float | None = None
+    """How often one of its threads went to sleep or was taken off the processor, for one event."""
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Self:
@@ -104,6 +110,9 @@ def rows_of(
                 note=note,
                 x=(positions or {}).get(name),
                 latency_us=distribution(latencies_us) if latencies_us else None,
+                user_us=_for_each(samples, lambda usage: usage.user_s * 1e6),
+                kernel_us=_for_each(samples, lambda usage: usage.kernel_s * 1e6),
+                switches=_for_each(samples, lambda usage: usage.switches),
             )
         )
     rows.extend(
@@ -111,6 +120,12 @@ def rows_of(
         for name, reason in bout.failed.items()
     )
     return rows
+
+
+def _for_each(samples: Sequence[Sample], part: Callable[[Usage], float]) -> float | None:
+    """Return what one event took of the processor, as a median over the rounds."""
+    found = [part(sample.usage) / sample.events for sample in samples if sample.usage is not None and sample.events]
+    return statistics.median(found) if found else None
 
 
 def _number(value: float | None) -> str:
@@ -121,7 +136,7 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-_HEADINGS = ("", "median", "unit", "min – max", "× limit", "p50 µs", "p99 µs", "")
+_HEADINGS = ("", "median", "unit", "min – max", "× limit", "p50 µs", "p99 µs", "cpu µs", "")
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -146,13 +161,14 @@ def table(rows: Sequence[Row]) -> str:
                     "" if row.ratio is None else f"{row.ratio:.2f}",
                     "" if row.p50_us is None else _number(row.p50_us),
                     "" if row.p99_us is None else _number(row.p99_us),
+                    "" if row.user_us is None or row.kernel_us is None else _number(row.user_us + row.kernel_us),
                     row.note,
                 )
             )
         widths = [max(len(line[column]) for line in lines) for column in range(len(_HEADINGS))]
         for line in lines:
             cells = [
-                cell.ljust(width) if column in {0, 2, 7} else cell.rjust(width)
+                cell.ljust(width) if column in {0, 2, len(_HEADINGS) - 1} else cell.rjust(width)
                 for column, (cell, width) in enumerate(zip(line, widths, strict=True))
             ]
             blocks.append("  ".join(cells).rstrip())

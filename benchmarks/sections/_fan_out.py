@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ..events import ring
-from ..harness import Sample, percentile, run_bout
+from ..harness import Sample, Usage, percentile, run_bout
 from ..participants import EVENT_TYPE, Logmark
 from ..report import Row, rows_of
 from ._base import Context
@@ -99,18 +99,20 @@ def _throughput(context: Context, viewers: int, events: int) -> list[Row]:
         watching = stack.enter_context(contextlib.closing(Viewers(logmark, "s", viewers)))
 
         def hand_over(_seconds: float) -> Sample:
-            goal, began = raw.seen[0] + events, time.perf_counter()
+            goal, before, began = raw.seen[0] + events, Usage.now(), time.perf_counter()
             for _ in range(events // _BATCH):
                 raw.publish(payloads)
             _wait(lambda: min(raw.seen), goal)
-            return Sample(events * viewers, time.perf_counter() - began, [])
+            took_s = time.perf_counter() - began
+            return Sample(events * viewers, took_s, [], usage=Usage.now().since(before))
 
         def append(_seconds: float) -> Sample:
-            began, last = time.perf_counter(), 0
+            before, began, last = Usage.now(), time.perf_counter(), 0
             for _ in range(events // _BATCH):
                 last = session.append_many(pairs)[1]
             watching.wait_for(last)
-            return Sample(events * viewers, time.perf_counter() - began, [])
+            took_s = time.perf_counter() - began
+            return Sample(events * viewers, took_s, [], usage=Usage.now().since(before))
 
         bout = run_bout(
             {"raw: write, fdatasync, a queue each": hand_over, "logmark": append},
