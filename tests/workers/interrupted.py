@@ -21,6 +21,9 @@ from logmark.storage import BatchResult, FileEventStore, SessionBatch
 
 STILL_S = 0.05
 NEVER_S = 60.0
+AGAIN_S = 5.0
+
+caught = threading.Event()
 
 
 class StalledStore(FileEventStore):
@@ -62,7 +65,11 @@ CALLS: dict[str, Callable[[logmark.Runtime, logmark.Session], object]] = {
 
 
 def interrupt_when_it_stands_still(main_thread: int) -> None:
-    """Send the signal when the main thread has not moved for a while."""
+    """Send the signal when the main thread has not moved for a while.
+
+    On a busy machine it may not have come to the system call yet that it is about to sleep in. A signal that comes
+    before that wakes nobody, as Python looks at signals when the call returns: so it is sent again until it is caught.
+    """
     pause = threading.Event()
     place: tuple[object, int] | None = None
     since = time.monotonic()
@@ -71,7 +78,9 @@ def interrupt_when_it_stands_still(main_thread: int) -> None:
         if (frame.f_code, frame.f_lasti) != place:
             place, since = (frame.f_code, frame.f_lasti), time.monotonic()
         pause.wait(0.002)
-    os.kill(os.getpid(), signal.SIGINT)
+    while not caught.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
+        caught.wait(AGAIN_S)
 
 
 def main() -> None:
@@ -84,6 +93,7 @@ def main() -> None:
     try:
         CALLS[call](runtime, session)
     except KeyboardInterrupt:
+        caught.set()
         said["interrupted"] = True
     began = time.monotonic()
     store.through.set()
