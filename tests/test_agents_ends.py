@@ -444,6 +444,23 @@ def test_a_drain_waits_for_what_runs_and_takes_nothing_new(pool: Pool) -> None:
     assert [sink.result_fields for sink in sinks] == [{"result": "released"}] * 4
 
 
+def test_threads_that_are_only_starting_count(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine they come late: the jobs that they are started for are not those that wait in the queue."""
+    come, work = threading.Event(), pool.runner._work
+
+    def work_late() -> None:
+        assert come.wait(SOON)
+        work()
+
+    monkeypatch.setattr(pool.runner, "_work", work_late)
+    sinks = [pool.start("quick", f"j{number}") for number in range(5)]
+    with pytest.raises(RequestRefused, match="3 jobs are waiting"):
+        pool.start("quick", "one too many")
+    come.set()
+    for sink in sinks:
+        sink.wait_ended()
+
+
 def test_at_its_deadline_a_drain_ends_what_is_left_queued_or_running(pool: Pool, logs: CapturedLogs) -> None:
     obeying, hung = pool.running("obey", "j0"), pool.running("wait", "j1")
     queued = pool.start("quick", "q0")

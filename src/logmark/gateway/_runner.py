@@ -133,6 +133,7 @@ class Runner:
         self._threads: set[threading.Thread] = set()
         self._names = itertools.count(1)
         self._idle = 0
+        self._starting = 0
         self._abandoned = 0
         self._draining = False
         self._closed = threading.Event()
@@ -152,7 +153,7 @@ class Runner:
         with self._mutex:
             if self._draining:
                 raise RequestRefused(code="INTERNAL_ERROR", reason="the server is shutting down", retryable=True)
-            waiting = len(self._queue) - self._idle
+            waiting = len(self._queue) - self._idle - self._starting
             if waiting >= self._queue_max:
                 reason = f"{self._queue_max} jobs are waiting already"
                 raise RequestRefused(code="INTERNAL_ERROR", reason=reason, retryable=True)
@@ -234,10 +235,13 @@ class Runner:
         except RuntimeError:
             return working > 0  # those that run will come to it
         self._threads.add(thread)
+        self._starting += 1
         return True
 
     def _work(self) -> None:
-        while (run := self._next()) is not None:
+        is_new = True
+        while (run := self._next(is_new=is_new)) is not None:
+            is_new = False
             self._run(run)
             with self._mutex:
                 if run.abandoned:
@@ -245,8 +249,9 @@ class Runner:
                     self._run_gone.notify_all()
             del run
 
-    def _next(self) -> _Run | None:
+    def _next(self, *, is_new: bool) -> _Run | None:
         with self._mutex:
+            self._starting -= is_new
             while not self._closed.is_set() and len(self._threads) - self._abandoned <= self._threads_max:
                 if self._queue:
                     run = self._queue.popleft()
