@@ -12,14 +12,14 @@ from pykka.messages import _ActorStop  # pyright: ignore[reportPrivateUsage]
 from ..protocol import Clock
 from ..storage import Logger
 from . import messages
-from ._dispatch import Dispatcher, Mailbox, message_of
+from ._dispatch import Dispatcher, Mailbox, envelope_of
 from ._seams import Timers
 from .messages import Resume
 
-A = TypeVar("A", bound=Actor)
-
 __all__ = ["LogmarkActor", "LogmarkRef"]
 
+
+A = TypeVar("A", bound=Actor)
 
 _OWN_MESSAGES = frozenset(vars(messages)[name] for name in messages.__all__) - {Resume}
 _PAUSE_S_MIN = 0.01
@@ -27,7 +27,7 @@ _PAUSE_S_MAX = 1.0
 
 
 class LogmarkRef(ActorRef[A]):
-    """A ref as pykka's, with a ``tell`` that takes half as long: each append passes three."""
+    """A ref as pykka's, with a ``tell`` that takes two thirds of the time: each append passes three."""
 
     actor_inbox: Mailbox  # pyright: ignore[reportIncompatibleVariableOverride] - what _create_actor_inbox makes
 
@@ -130,7 +130,7 @@ class LogmarkActor(Actor):
                 except Exception as error:
                     self._fail(error, message)
             else:
-                self._handle(message if message.__class__ is Envelope else Envelope(message))
+                self._handle(envelope_of(message))
             if self._pause_s > 0 and self._pause(waiting[index + 1 :]):
                 return False
         return True
@@ -193,17 +193,16 @@ class LogmarkActor(Actor):
             return False
         return True
 
-    def _bury(self, messages: list[Any]) -> None:
-        for message in messages:
-            reply_to = message.reply_to if isinstance(message, Envelope) else None
-            if isinstance(message_of(message), _ActorStop):
-                if reply_to is not None:
-                    reply_to.set(None)
-            elif reply_to is not None:
+    def _bury(self, unread: list[Any]) -> None:
+        for envelope in map(envelope_of, unread):
+            if isinstance(envelope.message, _ActorStop):
+                if envelope.reply_to is not None:
+                    envelope.reply_to.set(None)
+            elif envelope.reply_to is not None:
                 dead = ActorDeadError(f"{self.actor_ref} stopped before handling the message")
-                reply_to.set_exception((ActorDeadError, dead, None))
+                envelope.reply_to.set_exception((ActorDeadError, dead, None))
             else:
-                self._bury_one(message)
+                self._bury_one(envelope.message)
 
     def _bury_one(self, message: Any) -> None:
         try:

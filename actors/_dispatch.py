@@ -30,10 +30,10 @@ __all__ = [
     "Mailbox",
     "ThreadDispatcher",
     "Turns",
+    "envelope_of",
     "give_back",
     "is_lane",
     "leave_thread",
-    "message_of",
     "open_lane",
     "refuse_in_turn",
 ]
@@ -108,13 +108,9 @@ class Dispatcher(Protocol):
         ...
 
 
-def message_of(message: Any) -> Any:
-    """Return what was told or asked."""
-    return message.message if message.__class__ is Envelope else message
-
-
-def _ends_pause(message: Any) -> bool:
-    return isinstance(message_of(message), Resume | _ActorStop)
+def envelope_of(message: Any) -> Envelope[Any]:
+    """Return what lies in a mailbox as pykka's envelope: what was told gets one of its own."""
+    return message if message.__class__ is Envelope else Envelope(message)
 
 
 class Mailbox:
@@ -158,7 +154,7 @@ class Mailbox:
                     self._count(self._bell, message)
                 return
             if self._paused:
-                if not _ends_pause(message):
+                if not isinstance(envelope_of(message).message, Resume | _ActorStop):
                     return
                 self._paused = False
             elif self._quiet and message.__class__ in _MAY_WAIT:
@@ -170,8 +166,7 @@ class Mailbox:
     def get(self) -> Envelope[Any]:
         """Remove and return the first message; raises IndexError when there is none, as nobody ever waits here."""
         with self._mutex:
-            message = self._waiting.pop(0)
-        return message if message.__class__ is Envelope else Envelope(message)
+            return envelope_of(self._waiting.pop(0))
 
     def empty(self) -> bool:
         """Say whether nothing waits."""
@@ -212,7 +207,7 @@ class Mailbox:
         """
         with self._mutex:
             self._waiting = unread + self._waiting
-            stopping = any(isinstance(message_of(message), _ActorStop) for message in self._waiting)
+            stopping = any(isinstance(envelope_of(message).message, _ActorStop) for message in self._waiting)
             self._paused = not stopping
             self._scheduled = stopping
         if stopping and self._dispatcher is not None and self._owner is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from .report import Row
 
-__all__ = ["GOALS", "OURS", "Goal", "Results", "goals_markdown", "goals_table"]
+__all__ = ["GOALS", "ONE", "OURS", "SIXTEEN", "Goal", "Results", "goals_markdown", "goals_table"]
 
 OURS = "logmark"
 
@@ -123,7 +123,7 @@ def _idle(results: Results) -> float | None:
 
 def _engine_goals(engine: str) -> tuple[Goal, Goal]:
     """Return the aims of an engine: beside a grouped client of the same server, and one that commits each event."""
-    work = f"{engine}: {_SIXTEEN}"
+    work = f"{engine}: {SIXTEEN}"
 
     def beside_plain(results: Results) -> float | None:
         plain = results.one("engines", work, f"{engine}, a commit each")
@@ -136,28 +136,28 @@ def _engine_goals(engine: str) -> tuple[Goal, Goal]:
 
 
 ENGINES = ("SQLite", "PostgreSQL", "NATS JetStream")
-_ONE = "1 caller, 1 session"
-_SIXTEEN = "16 callers, 1 session"
+ONE = "1 caller, 1 session"
+SIXTEEN = "16 callers, 1 session"
 
 GOALS = (
-    Goal("one blocking caller, × limit", 0.9, lambda r: r.ratio("append", _ONE)),
-    Goal("16 blocking callers, × limit", 2.5, lambda r: r.ratio("append", _SIXTEEN)),
+    Goal("one blocking caller, × limit", 0.9, lambda r: r.ratio("append", ONE)),
+    Goal("16 blocking callers, × limit", 2.5, lambda r: r.ratio("append", SIXTEEN)),
     Goal("64 blocking callers, × limit", 4.0, lambda r: r.ratio("append", "64 callers, 1 session")),
     Goal(
         "16 callers on 16 sessions, × the same on one",
         0.8,
-        lambda r: r.between(r.one("append", "16 callers, 16 sessions"), r.one("append", _SIXTEEN)),
+        lambda r: r.between(r.one("append", "16 callers, 16 sessions"), r.one("append", SIXTEEN)),
     ),
-    Goal("100 per call, one caller, × limit", 0.8, lambda r: r.ratio("batches", f"{_ONE}, 100 per call")),
-    Goal("100 per call, 16 callers, × limit", 0.8, lambda r: r.ratio("batches", f"{_SIXTEEN}, 100 per call")),
+    Goal("100 per call, one caller, × limit", 0.8, lambda r: r.ratio("batches", f"{ONE}, 100 per call")),
+    Goal("100 per call, 16 callers, × limit", 0.8, lambda r: r.ratio("batches", f"{SIXTEEN}, 100 per call")),
     Goal(
         "submit, 16 × 256 unanswered, × limit of 16 that wait",
         12.0,
-        lambda r: r.ratio("pipelined", f"{_SIXTEEN}, 256 unanswered each"),
+        lambda r: r.ratio("pipelined", f"{SIXTEEN}, 256 unanswered each"),
     ),
     Goal("smallest lead over the best peer", 1.0, lambda r: r.ahead()),
-    Goal("4 viewers and 100 jobs, 16 callers, × without", 0.8, _against("subscribers", _SIXTEEN, "logmark, 4")),
-    Goal("a stalled viewer, 16 callers, × without", 0.95, _against("subscribers", _SIXTEEN, "logmark, a stalled")),
+    Goal("4 viewers and 100 jobs, 16 callers, × without", 0.8, _against("subscribers", SIXTEEN, "logmark, 4")),
+    Goal("a stalled viewer, 16 callers, × without", 0.95, _against("subscribers", SIXTEEN, "logmark, a stalled")),
     Goal("deliveries/s to 1 viewer", 300_000, lambda r: r.value("fan-out", "per call to 1 viewer")),
     Goal("deliveries/s to 16 viewers", 600_000, lambda r: r.value("fan-out", "per call to 16 viewers")),
     Goal("from commit to get, p50 in fsyncs", 3.0, lambda r: r.value("fan-out", "at a time to 1 viewer"), at_most=True),

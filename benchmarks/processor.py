@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from .goals import GOALS, OURS, Results
+from .goals import GOALS, ONE, OURS, SIXTEEN, Results
 from .report import Row
 
 __all__ = ["processor_markdown"]
@@ -36,24 +36,22 @@ def _beside_limit(goal: str, section: str, work: str) -> _Work:
     return _Work(goal, section, work, beside=(work, _LIMIT))
 
 
-_ONE = "1 caller, 1 session"
-_SIXTEEN = "16 callers, 1 session"
 _WORKS = (
-    _beside_limit("one blocking caller, × limit", "append", _ONE),
-    _beside_limit("16 blocking callers, × limit", "append", _SIXTEEN),
+    _beside_limit("one blocking caller, × limit", "append", ONE),
+    _beside_limit("16 blocking callers, × limit", "append", SIXTEEN),
     _beside_limit("64 blocking callers, × limit", "append", "64 callers, 1 session"),
-    _Work("16 callers on 16 sessions, × the same on one", "append", "16 callers, 16 sessions", beside=(_SIXTEEN, OURS)),
-    _beside_limit("100 per call, one caller, × limit", "batches", f"{_ONE}, 100 per call"),
-    _beside_limit("100 per call, 16 callers, × limit", "batches", f"{_SIXTEEN}, 100 per call"),
+    _Work("16 callers on 16 sessions, × the same on one", "append", "16 callers, 16 sessions", beside=(SIXTEEN, OURS)),
+    _beside_limit("100 per call, one caller, × limit", "batches", f"{ONE}, 100 per call"),
+    _beside_limit("100 per call, 16 callers, × limit", "batches", f"{SIXTEEN}, 100 per call"),
     _beside_limit(
-        "submit, 16 × 256 unanswered, × limit of 16 that wait", "pipelined", f"{_SIXTEEN}, 256 unanswered each"
+        "submit, 16 × 256 unanswered, × limit of 16 that wait", "pipelined", f"{SIXTEEN}, 256 unanswered each"
     ),
     _Work(
         "4 viewers and 100 jobs, 16 callers, × without",
         "subscribers",
-        _SIXTEEN,
+        SIXTEEN,
         ours="logmark, 4",
-        beside=(_SIXTEEN, "logmark, nobody"),
+        beside=(SIXTEEN, "logmark, nobody"),
     ),
     _Work("deliveries/s to 1 viewer", "fan-out", "per call to 1 viewer"),
     _Work("deliveries/s to 16 viewers", "fan-out", "per call to 16 viewers"),
